@@ -1,0 +1,1 @@
+//! Distillation and contrastive losses as functions of vectors.

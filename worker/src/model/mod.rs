@@ -1,0 +1,1 @@
+//! Encoders and heads on burn; the only module that names burn.

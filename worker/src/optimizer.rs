@@ -1,0 +1,1 @@
+//! AdamW, schedules and clipping on the flat parameter vector.

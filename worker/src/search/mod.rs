@@ -1,0 +1,1 @@
+//! Exact top-k, BM25 and merging of ranked lists.
