@@ -1,1 +1,17 @@
-//! placeholder
+//! What every part of Retort shares.
+//!
+//! - [`ids`]: newtypes for every id, and digests
+//! - [`spec`]: the job spec and its input files
+//! - [`task`]: tasks and the artifacts they make
+//! - [`store`]: object storage
+//! - [`artifact`]: artifacts and their manifests in the store, verified on read
+//! - [`net`]: the one seam through which every connection goes
+//! - [`client`]: the typed client of the control plane
+//! - [`telemetry`]: logging set-up
+//! - [`proto`]: the generated protocol
+
+pub mod ids;
+pub mod proto;
+pub mod spec;
+pub mod store;
+pub mod task;

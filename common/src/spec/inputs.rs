@@ -1,0 +1,136 @@
+//! The files that a spec names, found and hashed when the job is submitted.
+//!
+//! Their digests are part of the job: a worker that reads a file verifies it, so an input that changes in
+//! mid-job is an error and never a silent mixture.
+
+use super::JobSpec;
+use crate::ids::{Digest, Hasher};
+use crate::store::{Location, StoreError};
+use futures::StreamExt;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A file outside the store, as it was when the job was submitted.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InputFile {
+    /// Where it lies. Not part of any task's name: a moved file is the same input.
+    pub url: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Its digest.
+    pub sha256: Digest,
+}
+
+/// A Hugging Face folder's files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelFiles {
+    /// config.json
+    pub config: InputFile,
+    /// model.safetensors
+    pub weights: InputFile,
+    /// tokenizer.json
+    pub tokenizer: InputFile,
+}
+
+/// All files of a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobInputs {
+    /// The passages.
+    pub corpus: InputFile,
+    /// The questions.
+    pub queries: InputFile,
+    /// The judgements, by set.
+    pub qrels: BTreeMap<String, InputFile>,
+    /// The teacher.
+    pub teacher: ModelFiles,
+    /// Models that encoder students start from, by student name.
+    pub students: BTreeMap<String, ModelFiles>,
+}
+
+/// Why the files of a spec could not be recorded.
+#[derive(Debug, thiserror::Error)]
+pub enum InputError {
+    /// No file under any of its names.
+    #[error("{what}: none of {tried} exists; put the file there or correct the path in the spec")]
+    Missing {
+        /// Which input.
+        what: String,
+        /// The names tried.
+        tried: String,
+    },
+    /// The file could not be read.
+    #[error("{what}: {source}")]
+    Read {
+        /// Which input.
+        what: String,
+        /// The cause.
+        source: StoreError,
+    },
+}
+
+impl JobInputs {
+    /// Finds and hashes every file that `spec` names; relative paths start at `base`.
+    pub async fn collect(spec: &JobSpec, base: &Location) -> Result<Self, InputError> {
+        let corpus = base.join(&spec.corpus.path).map_err(|source| read("corpus.path", source))?;
+        let mut qrels = BTreeMap::new();
+        for set in spec.sets.train.iter().chain(&spec.sets.dev).chain(&spec.sets.test) {
+            let what = format!("judgements of set {set:?}");
+            let file = find(&what, &corpus, &[format!("qrels/{set}.tsv"), format!("qrels/{set}.tsv.gz")]).await?;
+            qrels.insert(set.clone(), file);
+        }
+        let mut students = BTreeMap::new();
+        for student in &spec.student {
+            if let Some(model) = &student.model {
+                let what = format!("model of student {:?}", student.name);
+                students.insert(student.name.clone(), model_files(&what, base, model).await?);
+            }
+        }
+        Ok(Self {
+            corpus: find("corpus", &corpus, &names("corpus.jsonl")).await?,
+            queries: find("queries", &corpus, &names("queries.jsonl")).await?,
+            qrels,
+            teacher: model_files("teacher", base, &spec.teacher.model).await?,
+            students,
+        })
+    }
+}
+
+fn names(plain: &str) -> [String; 2] {
+    [plain.to_owned(), format!("{plain}.gz")]
+}
+
+fn read(what: &str, source: StoreError) -> InputError {
+    InputError::Read { what: what.to_owned(), source }
+}
+
+async fn model_files(what: &str, base: &Location, path: &str) -> Result<ModelFiles, InputError> {
+    let folder = base.join(path).map_err(|source| read(what, source))?;
+    let one = async |name: &str| find(what, &folder, &[name.to_owned()]).await;
+    Ok(ModelFiles {
+        config: one("config.json").await?,
+        weights: one("model.safetensors").await?,
+        tokenizer: one("tokenizer.json").await?,
+    })
+}
+
+/// Hashes the first of `names` that exists in `folder`.
+async fn find(what: &str, folder: &Location, names: &[String]) -> Result<InputFile, InputError> {
+    let fail = |source| read(what, source);
+    for name in names {
+        let file = folder.join(name).map_err(fail)?;
+        let Some(mut stream) = file.stream().await.map_err(fail)? else { continue };
+        let (mut hasher, mut bytes) = (Hasher::default(), 0);
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk.map_err(fail)?;
+            hasher.update(&chunk);
+            bytes += chunk.len() as u64;
+        }
+        return Ok(InputFile { url: file.to_string(), bytes, sha256: hasher.finish() });
+    }
+    let tried: Vec<_> =
+        names.iter().map(|name| folder.join(name).map_or_else(|_| name.clone(), |file| file.to_string())).collect();
+    Err(InputError::Missing { what: what.to_owned(), tried: tried.join(", ") })
+}
