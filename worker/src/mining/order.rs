@@ -111,5 +111,5 @@ mod tests {
         assert_eq!(order, PINNED);
     }
 
-    const PINNED: [u64; 10] = [0; 10];
+    const PINNED: [u64; 10] = [0, 8, 1, 5, 6, 9, 3, 7, 2, 4];
 }
