@@ -56,7 +56,7 @@ impl Case {
             teacher_queries: values(3, b * teacher_dim),
             teacher_passages: values(4, m * teacher_dim),
             scores: values(5, m),
-            scored: (0..m).map(|i| counter::hash(seed, &[6, i as u64]) % 4 != 0).collect(),
+            scored: (0..m).map(|i| !counter::hash(seed, &[6, i as u64]).is_multiple_of(4)).collect(),
             kind,
         }
     }
