@@ -11,7 +11,9 @@
 //! - [`proto`]: the generated protocol
 
 pub mod ids;
+pub mod net;
 pub mod proto;
 pub mod spec;
 pub mod store;
 pub mod task;
+pub mod telemetry;
