@@ -12,7 +12,9 @@
 
 pub mod artifact;
 pub mod ids;
+pub mod net;
 pub mod proto;
 pub mod spec;
 pub mod store;
 pub mod task;
+pub mod telemetry;
