@@ -1,0 +1,121 @@
+//! Places labels beside their points so that they cover neither each other nor a point.
+
+use super::marks::RADIUS;
+use super::svg::{self, Area};
+
+/// Height of a label's line in the drawing's coordinates.
+const HEIGHT: f64 = 14.0;
+
+/// Distances from the point at which places are tried, nearest first.
+const DISTANCES: [f64; 5] = [8.0, 16.0, 26.0, 38.0, 52.0];
+
+/// Directions in which places are tried, best first, as (right, down) and where the text is anchored.
+const DIRECTIONS: [(f64, f64, &str); 8] = [
+    (0.0, -1.0, "middle"),
+    (1.0, 0.0, "start"),
+    (-1.0, 0.0, "end"),
+    (0.0, 1.0, "middle"),
+    (0.7, -0.7, "start"),
+    (-0.7, -0.7, "end"),
+    (0.7, 0.7, "start"),
+    (-0.7, 0.7, "end"),
+];
+
+/// A label that wants a place.
+pub struct Label {
+    /// The point that it names.
+    pub x: f64,
+    /// The point that it names.
+    pub y: f64,
+    /// What it says.
+    pub words: String,
+    /// Its class.
+    pub class: String,
+}
+
+/// A rectangle that is taken.
+#[derive(Clone, Copy)]
+pub struct Taken {
+    left: f64,
+    top: f64,
+    right: f64,
+    bottom: f64,
+}
+
+impl Taken {
+    /// What a label covers that starts, ends or lies centred at x, on the base line y.
+    pub fn by_text(x: f64, y: f64, anchor: &str, words: &str) -> Self {
+        let width = width(words);
+        let left = match anchor {
+            "start" => x,
+            "end" => x - width,
+            _ => x - width / 2.0,
+        };
+        Self { left, top: y - HEIGHT * 0.8, right: left + width, bottom: y + HEIGHT * 0.25 }
+    }
+
+    /// What a point covers.
+    pub fn by_mark(x: f64, y: f64) -> Self {
+        let r = RADIUS + 1.0;
+        Self { left: x - r, top: y - r, right: x + r, bottom: y + r }
+    }
+
+    fn overlap(&self, other: &Taken) -> f64 {
+        let across = self.right.min(other.right) - self.left.max(other.left);
+        let down = self.bottom.min(other.bottom) - self.top.max(other.top);
+        across.max(0.0) * down.max(0.0)
+    }
+
+    fn outside(&self, area: Area) -> f64 {
+        (area.left - self.left).max(0.0)
+            + (self.right - area.right).max(0.0)
+            + (area.top - self.top).max(0.0)
+            + (self.bottom - area.bottom).max(0.0)
+    }
+}
+
+/// Draws every label at the first place that is free, or at the one that covers least; a thin line leads
+/// to those that stand off.
+pub fn place(labels: &[Label], area: Area, mut taken: Vec<Taken>) -> String {
+    let mut out = String::new();
+    for label in labels {
+        let mut best: Option<(f64, usize, (f64, f64, &str), Taken)> = None;
+        for (index, (x, y, anchor)) in candidates(label).enumerate() {
+            let space = Taken::by_text(x, y, anchor, &label.words);
+            let covered: f64 = taken.iter().map(|other| space.overlap(other)).sum();
+            let cost = covered + 50.0 * space.outside(area);
+            if best.as_ref().is_none_or(|best| cost < best.0) {
+                best = Some((cost, index, (x, y, anchor), space));
+            }
+            if cost == 0.0 {
+                break;
+            }
+        }
+        let Some((_, index, (x, y, anchor), space)) = best else { continue };
+        if index >= DIRECTIONS.len() {
+            let near = label.x.clamp(space.left, space.right);
+            let edge =
+                if space.bottom < label.y { space.bottom } else { space.top.max(label.y.min(space.bottom)) };
+            out += &svg::line((label.x, label.y), (near, edge), "leader");
+        }
+        out += &svg::text(x, y, anchor, &label.class, &label.words);
+        taken.push(space);
+    }
+    out
+}
+
+fn candidates(label: &Label) -> impl Iterator<Item = (f64, f64, &'static str)> {
+    let (x, y) = (label.x, label.y);
+    DISTANCES.into_iter().flat_map(move |distance| {
+        DIRECTIONS.into_iter().map(move |(right, down, anchor)| {
+            // The base line lies below the middle of the letters.
+            let lowered = 4.0 + down * 3.0;
+            (x + right * distance, y + down * distance + lowered, anchor)
+        })
+    })
+}
+
+/// An estimate: the page's fonts are not known here, and wide scripts take a whole square.
+fn width(words: &str) -> f64 {
+    words.chars().map(|letter| if letter as u32 >= 0x1100 { 13.0 } else { 7.3 }).sum()
+}
