@@ -16,7 +16,7 @@ const TERM_LIMIT: usize = 4;
 const LOG_RATIO: f64 = 15.0;
 
 const WIDTH: f64 = 640.0;
-const LOSS: Area = Area { left: 60.0, top: 14.0, right: 626.0, bottom: 226.0 };
+const LOSS: Area = Area { left: 60.0, top: 14.0, right: 612.0, bottom: 226.0 };
 const STRIP_HEIGHT: f64 = 40.0;
 const STRIP_GAP: f64 = 30.0;
 
@@ -174,9 +174,10 @@ fn smoothed(series: &Series) -> Series {
         sums.push((sum, count));
     }
     let mean = |index: usize| {
-        // Narrower at both ends, so that the window stays centred.
-        let reach = half.min(index).min(series.len() - 1 - index);
-        let (from, to) = (sums[index - reach], sums[index + reach + 1]);
+        // Narrower at both ends, so that the window stays centred, but never so narrow that noise returns.
+        let last = series.len() - 1;
+        let reach = half.min(index.min(last - index).max(half / 3));
+        let (from, to) = (sums[index.saturating_sub(reach)], sums[(index + reach).min(last) + 1]);
         Some((to.0 - from.0) / f64::from(to.1 - from.1)).filter(|mean| mean.is_finite())
     };
     series.iter().enumerate().map(|(index, &(step, value))| (step, value.and_then(|_| mean(index)))).collect()

@@ -8,7 +8,7 @@ use super::{escape, marks};
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 440.0;
-const AREA: Area = Area { left: 52.0, top: 30.0, right: 622.0, bottom: 388.0 };
+const AREA: Area = Area { left: 52.0, top: 30.0, right: 612.0, bottom: 388.0 };
 
 /// Labels beyond this length would cover their neighbours; the tooltip and the table have the whole name.
 const LABEL_LIMIT: usize = 22;
@@ -111,7 +111,7 @@ fn reference_lines(points: &[Point<'_>], set: &str, metric: &str) -> (String, Ve
         let (x, y) = (AREA.left + 6.0, point.y - 5.0);
         let space = Taken::by_text(x, y, "start", &words);
         out += &svg::text(x, y, "start", "label quiet", &words);
-        taken.push(space);
+        taken.extend([space, Taken::by_line(AREA, point.y)]);
     }
     (out, taken)
 }

@@ -7,7 +7,7 @@ use super::svg::{self, Area};
 const HEIGHT: f64 = 14.0;
 
 /// Distances from the point at which places are tried, nearest first.
-const DISTANCES: [f64; 5] = [8.0, 16.0, 26.0, 38.0, 52.0];
+const DISTANCES: [f64; 5] = [10.0, 18.0, 28.0, 40.0, 54.0];
 
 /// Directions in which places are tried, best first, as (right, down) and where the text is anchored.
 const DIRECTIONS: [(f64, f64, &str); 8] = [
@@ -52,6 +52,11 @@ impl Taken {
             _ => x - width / 2.0,
         };
         Self { left, top: y - HEIGHT * 0.8, right: left + width, bottom: y + HEIGHT * 0.25 }
+    }
+
+    /// What a horizontal line covers.
+    pub fn by_line(area: Area, y: f64) -> Self {
+        Self { left: area.left, top: y - 1.0, right: area.right, bottom: y + 1.0 }
     }
 
     /// What a point covers.

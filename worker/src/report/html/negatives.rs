@@ -15,7 +15,7 @@ const TEXT_LIMIT: usize = 280;
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 260.0;
-const AREA: Area = Area { left: 60.0, top: 14.0, right: 626.0, bottom: 208.0 };
+const AREA: Area = Area { left: 60.0, top: 14.0, right: 612.0, bottom: 208.0 };
 
 /// The section, or nothing where nothing was mined.
 pub fn section(data: &ReportData) -> String {
