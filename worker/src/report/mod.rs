@@ -4,7 +4,7 @@
 //! - [`data`]: what a report is made of, [`ReportData`]
 //! - [`summary`]: the order of the rows, shares of the teacher, the sentences that a user needs
 //! - [`format`]: numbers and names as text
-//! - [`json`]: report.json
+//! - [`mod@json`]: the same for programs, report.json
 //! - [`table`]: the table on the terminal
 //! - [`html`]: report.html, one page that asks nothing of the network
 

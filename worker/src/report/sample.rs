@@ -18,7 +18,7 @@ pub(super) fn sample() -> ReportData {
         row("opq-48", Kind::Opq, Some(384), 48.0, None, [0.596, 0.883, 0.61]),
         row("opq-32", Kind::Opq, Some(384), 32.0, None, [0.562, 0.877, 0.573]),
         row("pca128-pq16", Kind::Pq, Some(128), 16.0, None, [0.467, 0.821, 0.48]),
-        row("opq-8", Kind::Opq, Some(384), 8.0, None, [0.318, 0.642, 0.33]),
+        row("opq-8", Kind::Opq, Some(384), 8.0, None, [0.319, 0.642, 0.33]),
         row("int8", Kind::Int8, Some(384), 384.0, None, [0.636, 0.892, 0.647]),
         row("binary", Kind::Binary, Some(384), 48.0, None, [0.541, 0.851, 0.55]),
         row("teacher", Kind::Teacher, Some(384), 1536.0, None, [0.637, 0.893, 0.65]),

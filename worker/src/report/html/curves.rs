@@ -118,7 +118,7 @@ fn strip(name: &str, values: &Series, across: &Scale, area: Area) -> String {
 }
 
 fn short_decimal(value: f64) -> String {
-    if value >= 0.01 && value < 1000.0 {
+    if (0.01..1000.0).contains(&value) {
         format!("{value:.2}")
     } else if value == 0.0 {
         "0".to_owned()

@@ -84,38 +84,51 @@ impl Taken {
 pub fn place(labels: &[Label], area: Area, mut taken: Vec<Taken>) -> String {
     let mut out = String::new();
     for label in labels {
-        let mut best: Option<(f64, usize, (f64, f64, &str), Taken)> = None;
-        for (index, (x, y, anchor)) in candidates(label).enumerate() {
-            let space = Taken::by_text(x, y, anchor, &label.words);
-            let covered: f64 = taken.iter().map(|other| space.overlap(other)).sum();
-            let cost = covered + 50.0 * space.outside(area);
-            if best.as_ref().is_none_or(|best| cost < best.0) {
-                best = Some((cost, index, (x, y, anchor), space));
-            }
-            if cost == 0.0 {
-                break;
-            }
+        let Some(place) = best_place(label, area, &taken) else { continue };
+        let Taken { left, top, right, bottom } = place.space;
+        if place.stands_off {
+            let edge = if bottom < label.y { bottom } else { top.max(label.y.min(bottom)) };
+            out += &svg::line((label.x, label.y), (label.x.clamp(left, right), edge), "leader");
         }
-        let Some((_, index, (x, y, anchor), space)) = best else { continue };
-        if index >= DIRECTIONS.len() {
-            let near = label.x.clamp(space.left, space.right);
-            let edge =
-                if space.bottom < label.y { space.bottom } else { space.top.max(label.y.min(space.bottom)) };
-            out += &svg::line((label.x, label.y), (near, edge), "leader");
-        }
-        out += &svg::text(x, y, anchor, &label.class, &label.words);
-        taken.push(space);
+        out += &svg::text(place.x, place.y, place.anchor, &label.class, &label.words);
+        taken.push(place.space);
     }
     out
 }
 
-fn candidates(label: &Label) -> impl Iterator<Item = (f64, f64, &'static str)> {
-    let (x, y) = (label.x, label.y);
-    DISTANCES.into_iter().flat_map(move |distance| {
+/// Where a label could stand.
+struct Place {
+    x: f64,
+    y: f64,
+    anchor: &'static str,
+    space: Taken,
+    /// Too far from its point to be understood without a line.
+    stands_off: bool,
+}
+
+/// The first free place, or the one that covers least.
+fn best_place(label: &Label, area: Area, taken: &[Taken]) -> Option<Place> {
+    let mut best: Option<(f64, Place)> = None;
+    for place in candidates(label) {
+        let covered: f64 = taken.iter().map(|other| place.space.overlap(other)).sum();
+        let cost = covered + 50.0 * place.space.outside(area);
+        if cost == 0.0 {
+            return Some(place);
+        }
+        if best.as_ref().is_none_or(|(least, _)| cost < *least) {
+            best = Some((cost, place));
+        }
+    }
+    best.map(|(_, place)| place)
+}
+
+fn candidates(label: &Label) -> impl Iterator<Item = Place> {
+    DISTANCES.into_iter().enumerate().flat_map(move |(ring, distance)| {
         DIRECTIONS.into_iter().map(move |(right, down, anchor)| {
             // The base line lies below the middle of the letters.
-            let lowered = 4.0 + down * 3.0;
-            (x + right * distance, y + down * distance + lowered, anchor)
+            let (x, y) = (label.x + right * distance, label.y + down * distance + 4.0 + down * 3.0);
+            let space = Taken::by_text(x, y, anchor, &label.words);
+            Place { x, y, anchor, space, stands_off: ring > 0 }
         })
     })
 }

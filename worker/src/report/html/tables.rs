@@ -44,7 +44,8 @@ pub fn results(data: &ReportData) -> String {
          <th rowspan=\"2\" scope=\"col\" class=\"number\">dim</th>\
          <th rowspan=\"2\" scope=\"col\" class=\"number\">bytes per passage</th>{groups}</tr><tr>{heads}</tr></thead>\
          <tbody>{rows}</tbody></table></div>\
-         <p class=\"note\">The best student of each column is bold. Everything was chosen on the dev sets.</p></section>"
+         <p class=\"note\">The best student of each column is bold.{}</p></section>",
+        if data.dev.is_empty() { "" } else { " Choices were made on the dev sets, never on the test sets." },
     )
 }
 
