@@ -7,4 +7,11 @@
 //! - [`grpc`]: decode, send an input, encode
 //! - [`run`](run()): all of it as a process
 
+pub mod driver;
+pub mod grpc;
+pub mod journal;
+pub mod logs;
+mod run;
 pub mod scheduler;
+
+pub use run::{Config, CoordinatorError, run, run_with};

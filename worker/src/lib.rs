@@ -10,6 +10,7 @@
 //! - [`mining`]: hard negatives from ranked lists
 //! - [`metrics`]: retrieval metrics, significance, DPR's answer rule
 //! - [`report`]: the table, report.json and report.html
+//! - [`session`]: the session with the coordinator
 //! - [`text`]: tokenisers and token batches
 
 pub mod fit;
@@ -21,4 +22,5 @@ pub mod model;
 pub mod optimizer;
 pub mod report;
 pub mod search;
+pub mod session;
 pub mod text;

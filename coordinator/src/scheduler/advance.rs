@@ -11,7 +11,7 @@ use retort_common::task::{Stage, StageSummary};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Under which number manifests are written. It rises once artifacts can be condemned.
-const INCARNATION: u32 = 1;
+pub const INCARNATION: u32 = 1;
 
 pub(super) fn advance(state: &State, now_ms: u64) -> Decision {
     let mut decision = Decision::default();

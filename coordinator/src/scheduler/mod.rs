@@ -12,7 +12,7 @@
 
 mod advance;
 mod apply;
-mod decide;
+pub mod decide;
 pub mod fact;
 pub mod input;
 pub mod place;
@@ -20,6 +20,7 @@ pub mod plan;
 pub mod state;
 pub mod view;
 
+pub use advance::INCARNATION;
 pub use apply::apply;
 pub use decide::decide;
 pub use fact::{Fact, Outcome};
