@@ -8,7 +8,7 @@ mod check;
 pub mod inputs;
 mod parse;
 
-pub use check::ContradictionError;
+pub use check::{ContradictionError, check};
 pub use parse::{SpecError, parse};
 
 use serde::{Deserialize, Serialize};

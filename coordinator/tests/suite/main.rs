@@ -1,0 +1,20 @@
+//! Tests of the coordinator.
+//!
+//! - [`cluster`]: a scheduler with simulated workers, and the safety rules checked after every step
+//! - [`scheduler`]: rules by table; [`random`]: random inputs, restarts and faults
+//! - [`plan`]: the tasks of a job
+//! - [`process`]: the real coordinator and sessions on loopback, killed and started again
+//! - [`tidy`]: purity of the scheduler
+
+mod cluster;
+mod plan;
+mod process;
+mod random;
+mod sample;
+mod scheduler;
+mod tidy;
+
+// The worker's session is compiled in here, since depending on the worker would bring in its numerics.
+#[allow(dead_code)]
+#[path = "../../../worker/src/session.rs"]
+mod session;

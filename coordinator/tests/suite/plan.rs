@@ -1,0 +1,175 @@
+//! The tasks of a job.
+
+use crate::sample;
+use retort_common::ids::{Digest, TaskId};
+use retort_common::spec::JobSpec;
+use retort_common::task::{Stage, Task};
+use retort_coordinator::scheduler::plan::{Plan, PlanContext, PlanError, plan};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Plans again and again, each time with every planned task done, until the plan is complete.
+fn whole_plan(spec: &JobSpec, folder: &str, meta: &dyn Fn(&Task) -> Value) -> Result<Vec<Plan>, PlanError> {
+    let (job, inputs) = ("job".parse().unwrap(), sample::inputs(folder));
+    let mut done: BTreeMap<TaskId, Value> = BTreeMap::new();
+    let mut fingerprint = None;
+    let mut plans = Vec::new();
+    for _ in 0..10 {
+        let made = plan(&PlanContext {
+            job: &job,
+            spec,
+            inputs: &inputs,
+            digest: Digest::of(b"spec"),
+            fingerprint,
+            meta: &|id| done.get(&id),
+            stages: &Vec::new,
+        })?;
+        if made.wants_fingerprint {
+            fingerprint = Some("f1");
+        }
+        done.extend(made.tasks.iter().map(|task| (task.id(), meta(task))));
+        let complete = made.complete;
+        plans.push(made);
+        if complete {
+            return Ok(plans);
+        }
+    }
+    panic!("the plan never ends");
+}
+
+fn last_plan(spec: &JobSpec) -> Vec<Task> {
+    whole_plan(spec, "a", &sample::meta).unwrap().pop().unwrap().tasks
+}
+
+fn ids(tasks: &[Task], keep: impl Fn(&Task) -> bool) -> BTreeSet<TaskId> {
+    tasks.iter().filter(|task| keep(task)).map(Task::id).collect()
+}
+
+fn is_trained(task: &Task) -> bool {
+    matches!(task.stage(), Stage::Train | Stage::Mine)
+}
+
+#[test]
+fn plans_grow_and_keep_what_they_had() {
+    let plans = whole_plan(&sample::full("j", 1), "a", &sample::meta).unwrap();
+    assert!(plans.len() >= 4, "{}", plans.len());
+    assert_eq!(plans[0].tasks.len(), 1);
+    for pair in plans.windows(2) {
+        let (before, after) = (ids(&pair[0].tasks, |_| true), ids(&pair[1].tasks, |_| true));
+        assert!(before.is_subset(&after));
+    }
+    assert_eq!(plans.iter().filter(|plan| plan.wants_fingerprint).count(), 1);
+}
+
+#[test]
+fn every_need_is_an_earlier_output_and_no_task_comes_twice() {
+    for spec in [sample::small("j"), sample::full("j", 1)] {
+        let mut made = BTreeSet::new();
+        for task in last_plan(&spec) {
+            for need in task.needs() {
+                assert!(made.contains(&need), "{task:?} needs {need}");
+            }
+            assert!(made.insert(task.output()), "twice: {task:?}");
+        }
+    }
+}
+
+#[test]
+fn the_same_spec_gives_the_same_tasks_wherever_the_files_lie() {
+    let spec = sample::full("j", 1);
+    let again = whole_plan(&spec, "elsewhere", &sample::meta).unwrap().pop().unwrap().tasks;
+    assert_eq!(ids(&last_plan(&spec), |_| true), ids(&again, |_| true));
+}
+
+#[test]
+fn a_seed_changes_only_what_is_trained() {
+    let (one, two) = (last_plan(&sample::full("j", 1)), last_plan(&sample::full("j", 2)));
+    assert!(ids(&one, is_trained).is_disjoint(&ids(&two, is_trained)));
+    let base = |task: &Task| match task {
+        Task::Embed { encoder, .. } => matches!(encoder, retort_common::task::Encoder::Files { .. }),
+        _ => matches!(task.stage(), Stage::Shard | Stage::Fit),
+    };
+    assert_eq!(ids(&one, base), ids(&two, base));
+    assert!(!ids(&one, base).is_empty());
+}
+
+#[test]
+fn another_fingerprint_changes_float_tasks_only() {
+    let tasks = last_plan(&sample::full("j", 1));
+    let bound = tasks.iter().filter(|task| task.fingerprint().is_some());
+    assert!(bound.clone().all(|task| task.fingerprint() == Some("f1")));
+    let free = tasks.iter().filter(|task| task.fingerprint().is_none()).map(Task::stage).collect::<BTreeSet<_>>();
+    assert!(free.contains(&Stage::Shard) && !free.contains(&Stage::Train) && !free.contains(&Stage::Embed));
+    assert!(bound.count() > 0);
+}
+
+#[test]
+fn the_report_has_all_rows_with_their_bytes() {
+    let tasks = last_plan(&sample::full("j", 1));
+    let Some(Task::Report { rows, training, negatives, .. }) = tasks.last() else { panic!("no report") };
+    let rows: Vec<_> =
+        rows.iter().map(|row| (row.name.as_str(), row.kind.as_str(), row.bytes_per_passage, row.variants.len())).collect();
+    let expected = [
+        ("teacher", "teacher", 32.0, 1),
+        ("pca-2", "pca", 8.0, 2),
+        ("pca-4", "pca", 16.0, 2),
+        ("head", "head", 8.0, 1),
+        ("small", "encoder", 8.0, 1),
+        ("bm25", "bm25", 16.0, 1),
+    ];
+    assert_eq!(rows, expected);
+    assert_eq!(training.iter().map(|(name, phases)| (name.as_str(), phases.len())).collect::<Vec<_>>(), [
+        ("head", 2),
+        ("small", 1)
+    ]);
+    assert!(negatives.is_some());
+}
+
+#[test]
+fn a_large_corpus_is_searched_in_groups_and_merged_in_a_tree() {
+    let meta = |task: &Task| match task {
+        Task::ShardCorpus { .. } => json!({ "rows": 4000, "shards": 300 }),
+        task => sample::meta(task),
+    };
+    let tasks = whole_plan(&sample::small("j"), "a", &meta).unwrap().pop().unwrap().tasks;
+    let merges: Vec<_> = tasks
+        .iter()
+        .filter_map(|task| match task {
+            Task::Merge { runs, .. } => Some(runs.len()),
+            _ => None,
+        })
+        .collect();
+    // Four rows' variants with 19 groups each: 16 + 3 runs, and the two results.
+    assert_eq!(merges.iter().filter(|runs| **runs == 16).count(), 4);
+    assert_eq!(merges.iter().filter(|runs| **runs == 2).count(), 4);
+    assert_eq!(merges.len(), 12);
+}
+
+#[test]
+fn students_with_the_same_rows_share_them() {
+    let mut spec = sample::full("j", 1);
+    let mut twin = spec.student[0].clone();
+    twin.name = "twin".to_owned();
+    spec.student.insert(1, twin);
+    let tasks = last_plan(&spec);
+    let orders = tasks.iter().filter(|task| matches!(task, Task::Order { .. })).count();
+    let trains = tasks.iter().filter(|task| matches!(task, Task::Train { .. })).count();
+    assert_eq!((orders, trains), (3, 5));
+}
+
+#[test]
+fn what_cannot_be_planned_says_why() {
+    let mut spec = sample::small("j");
+    spec.baselines.pca = vec![9];
+    let error = whole_plan(&spec, "a", &sample::meta).unwrap_err();
+    assert_eq!(error, PlanError::PcaDim { dim: 9, teacher: 8 });
+    let mut spec = sample::full("j", 1);
+    spec.student[1].phase[0].signal = "nobody".to_owned();
+    assert!(matches!(whole_plan(&spec, "a", &sample::meta), Err(PlanError::UnknownHead { .. })));
+    let empty = |_: &Task| json!({ "rows": 0, "shards": 0 });
+    assert!(matches!(whole_plan(&sample::small("j"), "a", &empty), Err(PlanError::Empty { .. })));
+    let torn = |_: &Task| json!({ "rows": "many" });
+    assert!(matches!(whole_plan(&sample::small("j"), "a", &torn), Err(PlanError::Meta { .. })));
+    let huge = |_: &Task| json!({ "rows": 1, "shards": 1u64 << 40 });
+    assert!(matches!(whole_plan(&sample::small("j"), "a", &huge), Err(PlanError::Meta { .. })));
+}
