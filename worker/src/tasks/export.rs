@@ -9,7 +9,7 @@ use crate::model::{
     EncoderConfig, FileDtype, Head, Input, ParamLayout, Pooling, load_encoder, save_encoder, write_safetensors,
 };
 use crate::tables::Judgement;
-use retort_common::task::{Table, Task};
+use retort_common::task::Task;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
