@@ -49,7 +49,7 @@ def measure(name):
 
 def main(folder):
     report = json.loads((folder / "report.json").read_text())
-    qrels = {path.name.split(".")[0]: read_qrels(path) for path in files(folder / "qrels")}
+    qrels = {path.stem: read_qrels(path) for path in files(folder / "qrels")}
     runs = read_runs(folder / "runs")
     compared, wrong = 0, []
     for row in report["rows"]:
