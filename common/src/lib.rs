@@ -10,6 +10,7 @@
 //! - [`telemetry`]: logging set-up
 //! - [`proto`]: the generated protocol
 
+pub mod client;
 pub mod ids;
 pub mod net;
 pub mod proto;
