@@ -392,36 +392,4 @@ impl Logs {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_status_has_its_meaning() {
-        type Meaning = fn(&ClientError) -> bool;
-        let table: [(Code, Meaning); 8] = [
-            (Code::Unavailable, |error| matches!(error, ClientError::Unreachable(_))),
-            (Code::PermissionDenied, |error| matches!(error, ClientError::Denied(_))),
-            (Code::Unauthenticated, |error| matches!(error, ClientError::Denied(_))),
-            (Code::NotFound, |error| matches!(error, ClientError::NotFound(_))),
-            (Code::InvalidArgument, |error| matches!(error, ClientError::Refused(_))),
-            (Code::AlreadyExists, |error| matches!(error, ClientError::Refused(_))),
-            (Code::Unimplemented, |error| matches!(error, ClientError::Answer(_))),
-            (Code::Internal, |error| matches!(error, ClientError::Internal(_))),
-        ];
-        for (code, meaning) in table {
-            let error = ClientError::of("http://c:1", &Status::new(code, "why"));
-            assert!(meaning(&error), "{code:?}: {error:?}");
-        }
-    }
-
-    #[tokio::test]
-    async fn without_a_coordinator_a_call_fails_at_once_and_a_patient_one_tries_again() {
-        let address = net::bind("127.0.0.1:0").await.unwrap().address().to_string();
-        let mut client = Client::new(&[address], &NetOptions::default()).unwrap();
-        assert!(client.get("x").await.unwrap_err().is_unreachable());
-        let begun = Instant::now();
-        let mut patient = client.with_patience(FIRST_PAUSE * 2);
-        assert!(patient.get("x").await.unwrap_err().is_unreachable());
-        assert!(begun.elapsed() >= FIRST_PAUSE * 2);
-    }
-}
+mod tests;

@@ -37,7 +37,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<Exit> {
     eprintln!("store: {}", place.store.url());
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = args.workers.map_or(cores.min(MOST_WORKERS), usize::from);
-    let mut supervisor = Supervisor::new(place.store.url(), place.logs.clone(), workers, args.threads)?;
+    let program = std::env::current_exe().context("cannot find the retort program itself")?;
+    let mut supervisor =
+        Supervisor::new(program, place.store.url(), place.logs.clone(), workers, args.threads)?;
     let failure = supervisor.failure();
     let outcome = tokio::select! {
         outcome = drive(&supervisor, &place.store, &spec, &inputs) => outcome,

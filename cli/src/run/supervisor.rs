@@ -47,9 +47,14 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts the coordinator. Workers start when they are needed.
-    pub fn new(store: String, logs: PathBuf, workers: usize, threads: u16) -> anyhow::Result<Self> {
-        let program = std::env::current_exe().context("cannot find the retort program itself")?;
+    /// Starts `program` as the coordinator. Workers start when they are needed.
+    pub fn new(
+        program: PathBuf,
+        store: String,
+        logs: PathBuf,
+        workers: usize,
+        threads: u16,
+    ) -> anyhow::Result<Self> {
         let (publish, address) = watch::channel(None);
         let (wanted, want) = watch::channel(false);
         let (stop, stopped) = watch::channel(false);
@@ -278,4 +283,73 @@ fn log_end(log: &Path) -> String {
     let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_END)..]).into_owned();
     let error = text.lines().rev().find(|line| line.starts_with("error: "));
     error.map_or_else(|| text.trim().to_owned(), str::to_owned)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// A program that notes how it was called, behaves as `body` says and ends with its input.
+    fn stand_in(folder: &Path, body: &str) -> PathBuf {
+        let path = folder.join("stand-in");
+        let text = format!(
+            "#!/bin/sh\necho \"$$ $*\" >> {}/calls\n{body}\nif [ $1 = coordinator ]; then echo 127.0.0.1:4567 > $7; fi\ncat > /dev/null\n",
+            folder.display()
+        );
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    fn supervisor(folder: &Path, body: &str) -> Supervisor {
+        let program = stand_in(folder, body);
+        Supervisor::new(program, "memory://".to_owned(), folder.to_owned(), 2, 1).unwrap()
+    }
+
+    /// The calls of one kind, once there are `count`.
+    async fn calls(folder: &Path, kind: &str, count: usize) -> Vec<String> {
+        loop {
+            let text = std::fs::read_to_string(folder.join("calls")).unwrap_or_default();
+            let found: Vec<_> = text.lines().filter(|line| line.contains(kind)).map(str::to_owned).collect();
+            if found.len() >= count {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn signal(signal: &str, call: &str) -> bool {
+        let process = call.split(' ').next().unwrap();
+        let mut kill = std::process::Command::new("kill");
+        kill.args([signal, process]).stderr(Stdio::null()).status().unwrap().success()
+    }
+
+    #[tokio::test]
+    async fn a_killed_coordinator_comes_back_at_its_address_and_all_end_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let supervisor = supervisor(folder.path(), "");
+        assert_eq!(supervisor.coordinator_address().await, "http://127.0.0.1:4567");
+        assert_eq!(calls(folder.path(), "worker --", 0).await.len(), 0);
+        supervisor.need_workers();
+        let workers = calls(folder.path(), "worker --coordinator http://127.0.0.1:4567", 2).await;
+        assert!(signal("-9", &calls(folder.path(), "coordinator --store", 1).await[0]));
+        let coordinators = calls(folder.path(), "coordinator --store", 2).await;
+        assert!(coordinators[0].contains("--listen 127.0.0.1:0 "), "{coordinators:?}");
+        assert!(coordinators[1].contains("--listen 127.0.0.1:4567 "), "{coordinators:?}");
+        supervisor.stop().await;
+        for call in workers.iter().chain(&coordinators) {
+            assert!(!signal("-0", call), "{call} is still there");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_coordinator_that_cannot_start_ends_the_run_with_its_own_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut supervisor = supervisor(folder.path(), "echo 'error: the store is full' >&2; exit 1");
+        let text = supervisor.failure().await.to_string();
+        assert!(text.contains("coordinator") && text.contains("error: the store is full"), "{text}");
+        assert_eq!(calls(folder.path(), "coordinator", 0).await.len(), MOST_FAILED_STARTS as usize);
+        supervisor.stop().await;
+    }
 }
