@@ -10,6 +10,7 @@
 //! - [`telemetry`]: logging set-up
 //! - [`proto`]: the generated protocol
 
+pub mod artifact;
 pub mod client;
 pub mod ids;
 pub mod net;

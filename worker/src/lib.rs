@@ -9,6 +9,7 @@
 //! - [`search`]: exact top-k, BM25, merging of ranked lists
 //! - [`mining`]: hard negatives from ranked lists
 //! - [`metrics`]: retrieval metrics, significance, DPR's answer rule
+//! - [`report`]: the table, report.json and report.html
 //! - [`text`]: tokenisers and token batches
 
 pub mod fit;
@@ -18,5 +19,6 @@ pub mod metrics;
 pub mod mining;
 pub mod model;
 pub mod optimizer;
+pub mod report;
 pub mod search;
 pub mod text;

@@ -5,6 +5,7 @@
 
 use anyhow::Context;
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -146,12 +147,11 @@ async fn keep_coordinator(
     outcome
 }
 
-/// Publishes the coordinator's address once its file is complete.
+/// Publishes the coordinator's address once its file is there. The coordinator writes it in one go.
 async fn read_address(file: PathBuf, publish: Arc<watch::Sender<Option<String>>>) {
     loop {
         let text = std::fs::read_to_string(&file).unwrap_or_default();
-        if let Some(address) = text.strip_suffix('\n').filter(|address| !address.is_empty()) {
-            let address = address.trim_start_matches("http://");
+        if let Ok(address) = text.trim().parse::<SocketAddr>() {
             publish.send_replace(Some(format!("http://{address}")));
             return;
         }

@@ -1,1 +1,213 @@
-//! placeholder
+//! Contradictions between the keys of a spec, found before anything runs.
+
+use super::{JobSpec, LossKind, LossScope, LossSpec, PhaseData, PhaseSpec, StudentKind, StudentSpec};
+use std::collections::BTreeSet;
+
+/// Keys that contradict each other or a value out of its range.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {message}", path.join("."))]
+pub struct ContradictionError {
+    /// The key, part by part, elements of lists by number.
+    pub path: Vec<String>,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+type Check = Result<(), ContradictionError>;
+
+/// The largest numbers a spec may ask for: beyond them it is a slip, and memory would be taken for it.
+const LARGEST_COUNT: u32 = 1 << 20;
+const LARGEST_DIM: u32 = 1 << 16;
+const LARGEST_TOKENS: u32 = 8192;
+
+fn ensure(holds: bool, path: &[&str], message: impl Into<String>) -> Check {
+    if holds {
+        return Ok(());
+    }
+    Err(ContradictionError { path: path.iter().map(|part| (*part).to_owned()).collect(), message: message.into() })
+}
+
+fn within(value: u32, low: u32, high: u32, path: &[&str]) -> Check {
+    ensure((low..=high).contains(&value), path, format!("{value} is not between {low} and {high}"))
+}
+
+/// Checks a spec whose syntax is right.
+pub fn check(spec: &JobSpec) -> Check {
+    let plain = |text: &str| text.parse::<crate::ids::JobId>().is_ok() && text.len() <= 64;
+    ensure(plain(&spec.name), &["name"], "use 1 to 64 letters, digits, '-', '_' or '.'")?;
+    within(spec.corpus.rows_per_shard, 1, LARGEST_COUNT, &["corpus", "rows_per_shard"])?;
+    check_sets(spec)?;
+    let teacher = &spec.teacher;
+    within(teacher.query_max_tokens, 3, LARGEST_TOKENS, &["teacher", "query_max_tokens"])?;
+    within(teacher.passage_max_tokens, 3, LARGEST_TOKENS, &["teacher", "passage_max_tokens"])?;
+    let longest = teacher.query_max_tokens.max(teacher.passage_max_tokens);
+    let holds_one = "must hold at least the longest text (query_max_tokens, passage_max_tokens)";
+    ensure(teacher.batch_tokens >= longest, &["teacher", "batch_tokens"], holds_one)?;
+    check_mining(spec)?;
+    for dim in &spec.baselines.pca {
+        within(*dim, 1, LARGEST_DIM, &["baselines", "pca"])?;
+    }
+    ensure(spec.baselines.bm25_k1 >= 0.0, &["baselines", "bm25_k1"], "must not be negative")?;
+    ensure((0.0..=1.0).contains(&spec.baselines.bm25_b), &["baselines", "bm25_b"], "must lie between 0 and 1")?;
+    within(spec.evaluate.depth, 1, 10_000, &["evaluate", "depth"])?;
+    ensure(!spec.evaluate.metrics.is_empty(), &["evaluate", "metrics"], "name at least one, e.g. \"mrr@10\"")?;
+    let mut names = BTreeSet::from(["teacher", "bm25"]);
+    for (index, student) in spec.student.iter().enumerate() {
+        let index = index.to_string();
+        let path = ["student", index.as_str()];
+        let taken = format!("{:?} is taken or not plain: every row needs a name of its own", student.name);
+        ensure(plain(&student.name) && names.insert(&student.name), &[path[0], path[1], "name"], taken)?;
+        check_student(spec, student, &path)?;
+    }
+    Ok(())
+}
+
+fn check_sets(spec: &JobSpec) -> Check {
+    let sets = &spec.sets;
+    let mut seen = BTreeSet::new();
+    for (key, names) in [("train", &sets.train), ("dev", &sets.dev), ("test", &sets.test)] {
+        for name in names {
+            let plain = name.parse::<crate::ids::JobId>().is_ok();
+            ensure(plain, &["sets", key], format!("{name:?} is no plain file name"))?;
+            let twice = format!("{name:?} serves two purposes: questions that train or choose must not judge");
+            ensure(seen.insert(name), &["sets", key], twice)?;
+        }
+    }
+    ensure(!sets.judged().is_empty(), &["sets"], "name at least one set under dev or test, or nothing can be reported")
+}
+
+fn check_mining(spec: &JobSpec) -> Check {
+    let mining = &spec.mining;
+    within(mining.depth, 1, 10_000, &["mining", "depth"])?;
+    within(mining.from_rank, 1, mining.depth, &["mining", "from_rank"])?;
+    within(mining.per_query, 1, mining.depth, &["mining", "per_query"])?;
+    ensure(!mining.from.is_empty(), &["mining", "from"], "name at least one of \"teacher\", \"bm25\"")?;
+    ensure(mining.margin >= 0.0, &["mining", "margin"], "must not be negative")?;
+    ensure((0.0..=1.0).contains(&mining.ratio), &["mining", "ratio"], "must lie between 0 and 1")
+}
+
+fn check_student(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Check {
+    let key = |name| [at[0], at[1], name];
+    match student.kind {
+        StudentKind::Head => {
+            let encoder_keys = [
+                ("layers", student.layers.is_some()),
+                ("model", student.model.is_some()),
+                ("pooling", student.pooling.is_some()),
+                ("query_max_tokens", student.query_max_tokens.is_some()),
+                ("passage_max_tokens", student.passage_max_tokens.is_some()),
+            ];
+            for (name, given) in encoder_keys {
+                ensure(!given, &key(name), "goes with kind = \"encoder\"; a head reads the teacher's vectors")?;
+            }
+            ensure(student.dim.is_some(), &key("name"), "a head needs `dim`")?;
+        }
+        StudentKind::Encoder => {
+            ensure(student.hidden.is_none(), &key("hidden"), "goes with kind = \"head\"")?;
+            let layers = student.layers.as_deref().unwrap_or(&[0]);
+            ensure(!layers.is_empty(), &key("layers"), "keep at least one layer")?;
+            let rising = layers.windows(2).all(|pair| pair[0] < pair[1]);
+            ensure(rising, &key("layers"), "numbers must rise: layers keep their order")?;
+        }
+    }
+    if let Some(dim) = student.dim {
+        within(dim, 1, LARGEST_DIM, &key("dim"))?;
+    }
+    if let Some(hidden) = student.hidden {
+        within(hidden, 1, LARGEST_DIM, &key("hidden"))?;
+        let random = student.init == "random" || student.init == "pca";
+        ensure(random, &key("init"), "an MLP starts from random weights; leave `init` out")?;
+    }
+    let from_head = !["pca", "random"].contains(&student.init.as_str());
+    if from_head {
+        let dims = |other: &StudentSpec| other.dim == student.dim && other.hidden.is_none();
+        let message = "must be \"pca\", \"random\" or an earlier linear head of the same `dim`";
+        ensure(earlier_head(spec, student, &student.init).is_some_and(dims), &key("init"), message)?;
+    }
+    ensure(!student.phase.is_empty(), &key("name"), "a student needs at least one [[student.phase]]")?;
+    for (number, phase) in student.phase.iter().enumerate() {
+        let number = number.to_string();
+        check_phase(spec, student, phase, &[at[0], at[1], "phase", &number])?;
+    }
+    Ok(())
+}
+
+/// The head student called `name` that stands before `student`.
+fn earlier_head<'a>(spec: &'a JobSpec, student: &StudentSpec, name: &str) -> Option<&'a StudentSpec> {
+    spec.student
+        .iter()
+        .take_while(|other| other.name != student.name)
+        .find(|other| other.name == name && other.kind == StudentKind::Head)
+}
+
+fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&str; 4]) -> Check {
+    let key = |name| [at[0], at[1], at[2], at[3], name];
+    ensure(phase.steps.is_some() || phase.epochs.is_some(), &key("data"), "give `steps` or `epochs`")?;
+    ensure(phase.steps.is_none() || phase.epochs.is_none(), &key("epochs"), "give `steps` or `epochs`, not both")?;
+    within(phase.steps.unwrap_or(1), 1, u32::MAX, &key("steps"))?;
+    let epochs = phase.epochs.unwrap_or(1.0);
+    ensure(epochs > 0.0 && epochs <= 10_000.0, &key("epochs"), "must be above 0 and at most 10000")?;
+    within(phase.batch, 1, LARGEST_COUNT, &key("batch"))?;
+    within(phase.microbatches, 1, phase.batch, &key("microbatches"))?;
+    ensure(
+        phase.batch.is_multiple_of(phase.microbatches),
+        &key("microbatches"),
+        format!("does not divide batch = {}", phase.batch),
+    )?;
+    let finite = phase.learning_rate > 0.0 && phase.learning_rate.is_finite();
+    ensure(finite, &key("learning_rate"), "must be above 0")?;
+    ensure((0.0..=1.0).contains(&phase.warmup), &key("warmup"), "is a share of the steps: between 0 and 1")?;
+    ensure(phase.weight_decay >= 0.0, &key("weight_decay"), "must not be negative")?;
+    ensure(phase.clip_norm >= 0.0, &key("clip_norm"), "must not be negative")?;
+    within(phase.checkpoint_every, 1, u32::MAX, &key("checkpoint_every"))?;
+    let teacher = phase.signal == "teacher";
+    let head = earlier_head(spec, student, &phase.signal);
+    ensure(teacher || head.is_some(), &key("signal"), "must be \"teacher\" or the name of an earlier head")?;
+    match phase.data {
+        PhaseData::Texts => {
+            ensure(phase.negatives == 0, &key("negatives"), "goes with data = \"queries\"")?;
+            ensure(
+                student.kind == StudentKind::Encoder,
+                &key("data"),
+                "a head learns from questions: use \"queries\"",
+            )?;
+        }
+        PhaseData::Queries => {
+            ensure(!spec.sets.train.is_empty(), &key("data"), "needs at least one set under sets.train")?;
+            let most = spec.mining.per_query;
+            let message = format!("mining keeps only mining.per_query = {most}");
+            ensure(phase.negatives <= most, &key("negatives"), message)?;
+        }
+    }
+    ensure(!phase.loss.is_empty(), &key("loss"), "needs at least one term, e.g. [{ kind = \"kl\" }]")?;
+    for loss in &phase.loss {
+        check_loss(phase, loss, &key("loss"))?;
+        let embedding = matches!(loss.kind, LossKind::EmbeddingMse | LossKind::EmbeddingCosine);
+        let same = head.is_none_or(|head| head.dim == student.dim);
+        ensure(!embedding || same, &key("signal"), "an embedding loss needs a signal of the student's own `dim`")?;
+        let reduced = teacher && student.dim.is_some();
+        let message = "the teacher's vectors have more dimensions: name an earlier head of the same `dim`";
+        ensure(!(embedding && reduced), &key("signal"), message)?;
+    }
+    Ok(())
+}
+
+fn check_loss(phase: &PhaseSpec, loss: &LossSpec, at: &[&str]) -> Check {
+    let name = format!("{:?}", loss.kind);
+    ensure(loss.weight > 0.0 && loss.weight.is_finite(), at, format!("{name}: weight must be above 0"))?;
+    let temperatures = matches!(loss.kind, LossKind::InfoNce | LossKind::Kl);
+    let positive = |value: Option<f64>| value.is_none_or(|value| value > 0.0 && value.is_finite());
+    ensure(temperatures || loss.temperature.is_none(), at, format!("{name} has no temperature"))?;
+    ensure(temperatures || loss.scope.is_none(), at, format!("{name} has no scope"))?;
+    let kl = loss.kind == LossKind::Kl;
+    ensure(kl || loss.teacher_temperature.is_none(), at, format!("{name} has no teacher_temperature"))?;
+    ensure(
+        positive(loss.temperature) && positive(loss.teacher_temperature),
+        at,
+        format!("{name}: temperatures must be above 0"),
+    )?;
+    let pairs = matches!(loss.kind, LossKind::InfoNce | LossKind::Kl | LossKind::MarginMse);
+    ensure(!pairs || phase.data == PhaseData::Queries, at, format!("{name} compares pairs: use data = \"queries\""))?;
+    let listed = loss.kind == LossKind::MarginMse || loss.scope == Some(LossScope::Listed);
+    ensure(!listed || phase.negatives > 0, at, format!("{name} over listed candidates needs `negatives` above 0"))
+}

@@ -1,1 +1,219 @@
-//! placeholder
+//! TOML to a checked [`JobSpec`]: every error names the file, the line and the nearest valid key.
+
+use super::JobSpec;
+use super::check::{ContradictionError, check};
+use toml::de::{DeTable, DeValue};
+
+/// Why a spec was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// Not TOML, a key that does not exist, or a value of the wrong kind.
+    #[error("{file}:{line}: {message}")]
+    Syntax {
+        /// The spec.
+        file: String,
+        /// Line, from 1.
+        line: usize,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+    /// A value given on the command line that does not fit.
+    #[error("--set {key}: {message}")]
+    Set {
+        /// The key as given.
+        key: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// Keys that contradict each other.
+    #[error("{file}:{line}: {contradiction}")]
+    Contradiction {
+        /// The spec.
+        file: String,
+        /// Line of the first key concerned, from 1.
+        line: usize,
+        /// What is wrong and what would be right.
+        contradiction: ContradictionError,
+    },
+}
+
+/// Parses and checks a spec. `sets` are `--set` values by dotted key, applied over the file;
+/// elements of arrays go by number or, for students, by name.
+pub fn parse(text: &str, file: &str, sets: &[(String, String)]) -> Result<JobSpec, SpecError> {
+    // The file is read on its own first where it is complete, so that errors in it carry its lines.
+    let written = toml::from_str::<JobSpec>(text).map_err(|error| syntax(text, file, &error));
+    let spec = if sets.is_empty() { written? } else { with_sets(text, file, sets)? };
+    check(&spec).map_err(|contradiction| SpecError::Contradiction {
+        file: file.to_owned(),
+        line: line_of(text, &contradiction.path),
+        contradiction,
+    })?;
+    Ok(spec)
+}
+
+fn with_sets(text: &str, file: &str, sets: &[(String, String)]) -> Result<JobSpec, SpecError> {
+    let mut table: toml::Table = toml::from_str(text).map_err(|error| syntax(text, file, &error))?;
+    for (key, value) in sets {
+        // A bare word is a string: `--set name=test` needs no quotes.
+        let value = toml::from_str::<toml::Table>(&format!("v = {value}"))
+            .ok()
+            .and_then(|mut table| table.remove("v"))
+            .unwrap_or_else(|| toml::Value::String(value.clone()));
+        assign(&mut table, key, value).map_err(|message| SpecError::Set { key: key.clone(), message })?;
+    }
+    let merged = toml::to_string(&table).expect("a table that was parsed can be written");
+    toml::from_str(&merged).map_err(|error| {
+        // The error may stem from the file or from a set; its line in the merged text would mislead.
+        if let Err(own) = toml::from_str::<JobSpec>(text) {
+            return syntax(text, file, &own);
+        }
+        let keys: Vec<_> = sets.iter().map(|(key, _)| key.as_str()).collect();
+        SpecError::Set { key: keys.join(", "), message: explain(error.message()) }
+    })
+}
+
+fn assign(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<(), String> {
+    let (head, rest) = key.split_once('.').map_or((key, None), |(head, rest)| (head, Some(rest)));
+    let Some(rest) = rest else {
+        table.insert(head.to_owned(), value);
+        return Ok(());
+    };
+    match table.entry(head).or_insert_with(|| toml::Value::Table(toml::Table::new())) {
+        toml::Value::Table(inner) => assign(inner, rest, value),
+        toml::Value::Array(items) => {
+            let (which, rest) = rest.split_once('.').ok_or_else(|| format!("{head} is a list: use {head}.NUMBER.KEY"))?;
+            let named = |item: &toml::Value| item.get("name").and_then(toml::Value::as_str) == Some(which);
+            let position = which.parse().ok().or_else(|| items.iter().position(named));
+            match position.and_then(|position: usize| items.get_mut(position)) {
+                Some(toml::Value::Table(inner)) => assign(inner, rest, value),
+                _ => Err(format!("{head} has no element {which:?}")),
+            }
+        }
+        _ => Err(format!("{head} is not a table")),
+    }
+}
+
+fn syntax(text: &str, file: &str, error: &toml::de::Error) -> SpecError {
+    let start = error.span().map_or(0, |span| span.start);
+    SpecError::Syntax { file: file.to_owned(), line: line_at(text, start), message: explain(error.message()) }
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    text.as_bytes()[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1
+}
+
+/// Adds the nearest valid key to serde's "unknown field" message.
+fn explain(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let (Some(unknown), rest) = (quoted.next(), quoted) else { return message.to_owned() };
+    if !message.starts_with("unknown field") && !message.starts_with("unknown variant") {
+        return message.to_owned();
+    }
+    let candidates: Vec<_> = rest.collect();
+    let best = candidates.iter().max_by(|a, b| {
+        strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b))
+    });
+    let what = if message.starts_with("unknown field") { "key" } else { "value" };
+    match best {
+        Some(best) => format!(
+            "unknown {what} `{unknown}`; did you mean `{best}`? (valid here: {})",
+            candidates.join(", ")
+        ),
+        None => format!("unknown {what} `{unknown}`"),
+    }
+}
+
+/// The line of the deepest part of `path` that the text has.
+fn line_of(text: &str, path: &[String]) -> usize {
+    let Ok(root) = DeTable::parse(text) else { return 1 };
+    let mut offset = 0;
+    let mut table = Some(root.get_ref());
+    let mut array: Option<&toml::de::DeArray<'_>> = None;
+    for part in path {
+        let value = match (table, array) {
+            (Some(inner), _) => {
+                let Some((key, value)) = inner.iter().find(|(key, _)| key.get_ref() == part) else { break };
+                offset = key.span().start;
+                value
+            }
+            (None, Some(items)) => {
+                let Some(value) = part.parse().ok().and_then(|index: usize| items.get(index)) else { break };
+                offset = value.span().start;
+                value
+            }
+            (None, None) => break,
+        };
+        (table, array) = match value.get_ref() {
+            DeValue::Table(inner) => (Some(inner), None),
+            DeValue::Array(items) => (None, Some(items)),
+            _ => (None, None),
+        };
+    }
+    line_at(text, offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"name = "small"
+[corpus]
+path = "data"
+[sets]
+train = ["train"]
+dev = ["dev"]
+test = ["test"]
+[teacher]
+model = "teacher"
+[[student]]
+name = "head-8"
+kind = "head"
+dim = 8
+[[student.phase]]
+data = "queries"
+steps = 10
+batch = 16
+negatives = 2
+learning_rate = 1e-3
+loss = [{ kind = "info_nce", temperature = 0.05 }]
+"#;
+
+    fn refuse(text: &str, sets: &[(&str, &str)], expected: &[&str]) {
+        let sets: Vec<_> = sets.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let message = parse(text, "job.toml", &sets).unwrap_err().to_string();
+        for part in expected {
+            assert!(message.contains(part), "{message:?} lacks {part:?}");
+        }
+    }
+
+    #[test]
+    fn a_good_spec_parses_and_survives_json() {
+        let spec = parse(GOOD, "job.toml", &[]).unwrap();
+        let json = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<JobSpec>(&json).unwrap(), spec);
+    }
+
+    #[test]
+    fn unknown_keys_name_their_line_and_the_nearest_key() {
+        refuse(&GOOD.replace("steps = 10", "stesp = 10"), &[], &["job.toml:16:", "did you mean `steps`"]);
+        refuse(&GOOD.replace("\"head\"", "\"haed\""), &[], &["job.toml:12:", "did you mean `head`"]);
+        refuse("name = [", &[], &["job.toml:1:"]);
+    }
+
+    #[test]
+    fn contradictions_name_their_line() {
+        refuse(&GOOD.replace("dim = 8", "dim = 8\nlayers = [0]"), &[], &["job.toml:14:", "layers"]);
+        refuse(&GOOD.replace("steps = 10", "steps = 10\nepochs = 2"), &[], &["job.toml:17:", "epochs"]);
+    }
+
+    #[test]
+    fn sets_reach_tables_and_students() {
+        let sets = [("corpus.path", "elsewhere"), ("student.head-8.dim", "4"), ("student.0.phase.0.steps", "7")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let spec = parse(GOOD, "job.toml", &sets).unwrap();
+        assert_eq!((spec.corpus.path.as_str(), spec.student[0].dim), ("elsewhere", Some(4)));
+        assert_eq!(spec.student[0].phase[0].steps, Some(7));
+        refuse(GOOD, &[("student.other.dim", "4")], &["--set student.other.dim", "no element"]);
+        refuse(GOOD, &[("corpus.pth", "x")], &["--set", "did you mean `path`"]);
+    }
+}

@@ -1,1 +1,74 @@
 //! Encoders and heads on burn; the only module that names burn.
+//!
+//! - [`tower`]: [`Tower`], what training and embedding use: forward, backward, flat parameters
+//! - [`encoder`]: BERT as a function of its parameters
+//! - [`config`]: the shape of an encoder, from and to `config.json`
+//! - [`flat`]: where each parameter lies in the flat vector
+//! - [`init`]: initial parameters
+//! - [`weights`]: safetensors files
+//! - [`pretrained`]: encoders from and to Hugging Face directories
+//! - [`probe`]: the numerics fingerprint
+
+mod config;
+mod encoder;
+mod flat;
+mod init;
+mod pretrained;
+mod probe;
+mod tower;
+mod weights;
+
+pub use config::{ConfigError, EncoderConfig};
+pub use flat::{ParamEntry, ParamLayout};
+pub use pretrained::{PretrainedError, load_encoder, save_encoder};
+pub use probe::probe;
+pub use tower::{Batch, Forward, Head, Input, Pooling, Tower, TowerConfig, TowerError};
+pub use weights::{FileDtype, WeightsError, read_parameters, write_parameters, write_safetensors};
+
+/// A device name that this build does not know.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// A LibTorch device.
+    #[error(
+        "device {name:?} needs LibTorch, and this binary was built without the tch feature; use \"flex\""
+    )]
+    WithoutTch {
+        /// What was asked for.
+        name: String,
+    },
+    /// Anything else.
+    #[error("unknown device {name:?}; use \"auto\" or \"flex\"")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+    },
+}
+
+/// Where tensors live and what computes with them. Always passed explicitly: burn's default device depends on what
+/// the binary was built with.
+#[derive(Clone, Debug)]
+pub struct Device(pub(crate) burn::tensor::Device);
+
+impl Device {
+    /// The pure-Rust CPU backend.
+    pub fn flex() -> Self {
+        Self(burn::tensor::Device::flex())
+    }
+
+    /// The device of a name: "flex", or "auto" for the best that is built in.
+    pub fn parse(name: &str) -> Result<Self, DeviceError> {
+        match name {
+            "auto" | "flex" => Ok(Self::flex()),
+            "tch" | "tch-cuda" | "cuda" => Err(DeviceError::WithoutTch { name: name.to_owned() }),
+            _ => Err(DeviceError::Unknown { name: name.to_owned() }),
+        }
+    }
+
+    /// The backend's name, part of the numerics fingerprint.
+    pub fn name(&self) -> &'static str {
+        "flex"
+    }
+}
+
+#[cfg(test)]
+mod tests;

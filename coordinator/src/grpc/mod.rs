@@ -1,0 +1,65 @@
+//! gRPC adapters: decode, send an input, encode. Generated types end here.
+//!
+//! - [`jobs`]: what clients ask; [`session`]: workers
+//! - [`status`]: refusals as gRPC statuses, in one place
+
+pub mod jobs;
+pub mod session;
+
+use crate::driver::Stopped;
+use crate::scheduler::Refusal;
+use tonic::Status;
+
+/// Why a call was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// By the scheduler.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Because the process ends.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// A field that does not parse.
+    #[error("{field}: {cause}")]
+    Invalid {
+        /// Which.
+        field: &'static str,
+        /// What is wrong.
+        cause: String,
+    },
+    /// A worker of another protocol.
+    #[error("worker speaks session protocol {theirs}, coordinator {ours}; use the same version of retort on both")]
+    Protocol {
+        /// The worker's.
+        theirs: u32,
+        /// The coordinator's.
+        ours: u32,
+    },
+    /// A session that did not begin with Hello.
+    #[error("a session begins with Hello within the failure detection time")]
+    NoHello,
+}
+
+impl CallError {
+    /// A field that does not parse.
+    pub fn invalid(field: &'static str, cause: impl std::fmt::Display) -> Self {
+        Self::Invalid { field, cause: cause.to_string() }
+    }
+}
+
+/// The one mapping of refusals to statuses.
+pub fn status(error: impl Into<CallError>) -> Status {
+    let error = error.into();
+    let text = error.to_string();
+    match error {
+        CallError::Refused(refusal) => match refusal {
+            Refusal::RequestReused { .. } | Refusal::JobExists { .. } => Status::already_exists(text),
+            Refusal::TooManyJobs { .. } => Status::resource_exhausted(text),
+            Refusal::NotFound { .. } => Status::not_found(text),
+            Refusal::Ambiguous { .. } => Status::invalid_argument(text),
+        },
+        CallError::Stopped(_) => Status::unavailable(text),
+        CallError::Invalid { .. } | CallError::NoHello => Status::invalid_argument(text),
+        CallError::Protocol { .. } => Status::failed_precondition(text),
+    }
+}

@@ -1,0 +1,331 @@
+//! Facts into the state. A fact that does not fit the state is ignored where a replay could meet it.
+
+use super::fact::{Fact, Outcome};
+use super::state::{JobEnd, JobRecord, Live, State, TaskRecord, TaskStatus, WorkerRecord};
+use retort_common::ids::{JobId, TaskId, WorkerId};
+use retort_common::task::{Stage, Task};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// First pause before a failed task is tried again; doubles with each failure.
+const FIRST_RETRY_PAUSE_MS: u64 = 200;
+
+/// Applies one fact.
+pub fn apply(state: &mut State, fact: &Fact) {
+    match fact {
+        Fact::Submitted { .. } | Fact::Pinned { .. } | Fact::Planned { .. } | Fact::Ended { .. } => {
+            apply_to_job(state, fact);
+        }
+        Fact::WorkerUp { .. }
+        | Fact::WorkerDown { .. }
+        | Fact::WorkerForgotten { .. }
+        | Fact::Heard { .. }
+        | Fact::Stale { .. }
+        | Fact::StaleEnded { .. } => apply_to_worker(state, fact),
+        Fact::Late { by_ms } => delay(state, *by_ms),
+        Fact::Surveyed { job, wants_fingerprint } => {
+            if let Some(job) = state.jobs.get_mut(job) {
+                (job.replan, job.wants_fingerprint) = (false, *wants_fingerprint);
+            }
+        }
+        Fact::Cached { .. }
+        | Fact::Started { .. }
+        | Fact::Completed { .. }
+        | Fact::Retried { .. }
+        | Fact::Lost { .. }
+        | Fact::TaskFailed { .. }
+        | Fact::Withdrawn { .. } => apply_to_task(state, fact),
+        Fact::Probing { task } => with_live(state, *task, |live| live.probing = true),
+        Fact::Absent { task } => {
+            with_live(state, *task, |live| live.probing = false);
+            if state.tasks.get(task).is_some_and(|record| record.status == TaskStatus::Unprobed) {
+                set_status(state, *task, TaskStatus::Pending);
+            }
+        }
+        Fact::Expiring { task, until_ms } => with_live(state, *task, |live| live.until_ms = Some(*until_ms)),
+        Fact::Reclaimed { task } => with_live(state, *task, |live| live.until_ms = None),
+        Fact::Progressed { task, done, total, detail } => with_live(state, *task, |live| {
+            live.progress = (*done, *total);
+            live.detail.clone_from(detail);
+        }),
+    }
+}
+
+fn apply_to_job(state: &mut State, fact: &Fact) {
+    match fact {
+        Fact::Submitted { job, request, spec, inputs, digest, submitted_unix_ms, at_ms } => {
+            let order = state.jobs.len() as u64;
+            let record = JobRecord {
+                order,
+                spec: (**spec).clone(),
+                inputs: (**inputs).clone(),
+                digest: *digest,
+                submitted_unix_ms: *submitted_unix_ms,
+                submitted_at_ms: *at_ms,
+                end: None,
+                fingerprint: None,
+                tasks: BTreeSet::new(),
+                open: BTreeSet::new(),
+                stage_started_ms: BTreeMap::new(),
+                complete_plan: false,
+                rows_planned: false,
+                replan: true,
+                wants_fingerprint: false,
+            };
+            state.jobs.insert(job.clone(), record);
+            state.live.insert(order, job.clone());
+            state.requests.insert(request.clone(), job.clone());
+            state.clock_ms = state.clock_ms.max(*at_ms);
+        }
+        Fact::Pinned { job, fingerprint } => {
+            if let Some(job) = state.jobs.get_mut(job) {
+                job.fingerprint = Some(fingerprint.clone());
+                (job.replan, job.wants_fingerprint) = (true, false);
+            }
+        }
+        Fact::Planned { job, tasks, complete } => add_tasks(state, job, tasks, *complete),
+        Fact::Ended { job, outcome, reason, at_ms } => end_job(state, job, *outcome, reason, *at_ms),
+        _ => {}
+    }
+}
+
+fn add_tasks(state: &mut State, job: &JobId, tasks: &[Task], complete: bool) {
+    let Some(record) = state.jobs.get_mut(job) else { return };
+    (record.complete_plan, record.replan) = (complete, !complete);
+    record.rows_planned |= tasks.iter().any(|task| task.stage() == Stage::Evaluate);
+    let ids: Vec<_> = tasks.iter().map(Task::id).collect();
+    for (id, task) in ids.iter().zip(tasks) {
+        let known = state.tasks.entry(*id).or_insert_with(|| new_task(task));
+        // The same task for another job may have its input files elsewhere, and a failure may have been mended.
+        if matches!(known.status, TaskStatus::Failed { .. }) {
+            known.status = TaskStatus::Unprobed;
+            known.failures.clear();
+            (known.losses, known.not_before_ms, known.live) = (0, 0, Live::default());
+        }
+        if !matches!(known.status, TaskStatus::Running { .. }) {
+            known.task = task.clone();
+        }
+        known.jobs.insert(job.clone());
+        let done = known.is_done();
+        if let Some(record) = state.jobs.get_mut(job) {
+            record.tasks.insert(*id);
+            if !done {
+                record.open.insert(*id);
+            }
+        }
+    }
+    // Only now is every need of the new tasks known.
+    for id in ids {
+        let needs = state.tasks.get(&id).map(|record| record.needs.clone()).unwrap_or_default();
+        let mut blocked = 0;
+        for need in needs {
+            let Some(record) = state.tasks.get_mut(&need) else {
+                blocked += 1;
+                continue;
+            };
+            record.dependents.insert(id);
+            blocked += usize::from(!record.is_done());
+        }
+        if let Some(record) = state.tasks.get_mut(&id) {
+            record.blocked = blocked;
+        }
+        state.reindex(id);
+    }
+}
+
+fn new_task(task: &Task) -> TaskRecord {
+    let mut needs: Vec<_> = task.needs().into_iter().map(|artifact| artifact.task).collect();
+    needs.dedup();
+    TaskRecord {
+        task: task.clone(),
+        stage: task.stage(),
+        needs,
+        dependents: BTreeSet::new(),
+        blocked: 0,
+        jobs: BTreeSet::new(),
+        status: TaskStatus::Unprobed,
+        attempts: 0,
+        failures: Vec::new(),
+        not_before_ms: 0,
+        losses: 0,
+        live: Live::default(),
+    }
+}
+
+fn end_job(state: &mut State, job: &JobId, outcome: Outcome, reason: &str, at_ms: u64) {
+    let Some(record) = state.jobs.get_mut(job).filter(|record| record.end.is_none()) else { return };
+    record.end = Some(JobEnd { outcome, reason: reason.to_owned(), at_ms });
+    (record.replan, record.wants_fingerprint) = (false, false);
+    state.live.remove(&record.order);
+    for id in record.tasks.clone() {
+        if let Some(task) = state.tasks.get_mut(&id) {
+            task.jobs.remove(job);
+        }
+        state.reindex(id);
+    }
+    state.clock_ms = state.clock_ms.max(at_ms);
+}
+
+fn apply_to_task(state: &mut State, fact: &Fact) {
+    match fact {
+        Fact::Cached { task, meta, incarnation } => {
+            let done = TaskStatus::Done {
+                meta: meta.clone(),
+                incarnation: *incarnation,
+                elapsed_ms: 0,
+                made_for: None,
+                made_by: None,
+            };
+            set_status(state, *task, done);
+        }
+        Fact::Started { task, attempt, worker, job, at_ms } => {
+            let Some(record) = state.tasks.get_mut(task) else { return };
+            record.attempts = attempt.0;
+            let stage = record.stage;
+            let running = TaskStatus::Running { attempt: *attempt, worker: worker.clone(), job: job.clone() };
+            set_status(state, *task, running);
+            if let Some(job) = state.jobs.get_mut(job) {
+                job.stage_started_ms.entry(stage).or_insert(*at_ms);
+            }
+            state.clock_ms = state.clock_ms.max(*at_ms);
+        }
+        Fact::Completed { task, meta, elapsed_ms, found, at_ms, .. } => {
+            let Some(TaskStatus::Running { worker, job, .. }) = state.tasks.get(task).map(|record| &record.status)
+            else {
+                return;
+            };
+            let (worker, job) = (worker.clone(), job.clone());
+            if let Some(worker) = state.workers.get_mut(&worker) {
+                worker.tasks_done += 1;
+            }
+            let done = TaskStatus::Done {
+                meta: meta.clone(),
+                incarnation: 1,
+                elapsed_ms: *elapsed_ms,
+                made_for: (!found).then_some(job),
+                made_by: Some(worker),
+            };
+            set_status(state, *task, done);
+            state.clock_ms = state.clock_ms.max(*at_ms);
+        }
+        Fact::Retried { task, worker, message, at_ms, .. } => {
+            if let Some(record) = state.tasks.get_mut(task) {
+                record.not_before_ms = at_ms + (FIRST_RETRY_PAUSE_MS << record.failures.len().min(6));
+                record.failures.push((worker.clone(), message.clone()));
+            }
+            set_status(state, *task, TaskStatus::Pending);
+        }
+        // The worker may have written the manifest before it was lost, so that it is looked for again.
+        Fact::Lost { task, .. } => {
+            if let Some(record) = state.tasks.get_mut(task) {
+                record.losses += 1;
+            }
+            set_status(state, *task, TaskStatus::Unprobed);
+        }
+        Fact::Withdrawn { task, .. } => set_status(state, *task, TaskStatus::Unprobed),
+        Fact::TaskFailed { task, message, .. } => {
+            set_status(state, *task, TaskStatus::Failed { message: message.clone() });
+        }
+        _ => {}
+    }
+}
+
+/// The one place where a task's status changes, so that everything derived from it stays true.
+fn set_status(state: &mut State, id: TaskId, status: TaskStatus) {
+    let Some(record) = state.tasks.get_mut(&id) else { return };
+    if record.is_done() {
+        return;
+    }
+    if let TaskStatus::Running { attempt, worker, .. } = &record.status {
+        if let Some(set) = state.running.get_mut(worker) {
+            set.remove(&(id, *attempt));
+            if set.is_empty() {
+                state.running.remove(worker);
+            }
+        }
+    }
+    if let TaskStatus::Running { attempt, worker, .. } = &status {
+        state.running.entry(worker.clone()).or_default().insert((id, *attempt));
+    }
+    record.status = status;
+    record.live = Live::default();
+    if record.is_done() {
+        let dependents = record.dependents.clone();
+        let (jobs, stage) = (record.jobs.clone(), record.stage);
+        for dependent in dependents {
+            if let Some(record) = state.tasks.get_mut(&dependent) {
+                record.blocked = record.blocked.saturating_sub(1);
+            }
+            state.reindex(dependent);
+        }
+        for job in jobs {
+            let Some(job) = state.jobs.get_mut(&job) else { continue };
+            job.open.remove(&id);
+            // A plan is costly, so it is made again only after a task whose meta it waits for.
+            let tells = stage == Stage::Shard || (stage == Stage::Embed && !job.rows_planned) || job.open.is_empty();
+            job.replan |= tells && job.end.is_none() && !job.complete_plan;
+        }
+    }
+    state.reindex(id);
+}
+
+fn with_live(state: &mut State, id: TaskId, change: impl FnOnce(&mut Live)) {
+    if let Some(record) = state.tasks.get_mut(&id) {
+        change(&mut record.live);
+    }
+    state.reindex(id);
+}
+
+fn apply_to_worker(state: &mut State, fact: &Fact) {
+    match fact {
+        Fact::WorkerUp { worker, session, device, fingerprint, version, threads, at_ms } => {
+            let tasks_done = state.workers.get(worker).map_or(0, |known| known.tasks_done);
+            let record = WorkerRecord {
+                connected: true,
+                session: *session,
+                device: device.clone(),
+                fingerprint: fingerprint.clone(),
+                version: version.clone(),
+                threads: *threads,
+                heard_ms: *at_ms,
+                tasks_done,
+                stale: BTreeSet::new(),
+            };
+            state.workers.insert(worker.clone(), record);
+        }
+        Fact::WorkerDown { worker, .. } => with_worker(state, worker, |record| {
+            record.connected = false;
+            record.stale.clear();
+        }),
+        Fact::WorkerForgotten { worker } => {
+            state.workers.remove(worker);
+        }
+        Fact::Heard { worker, at_ms } => with_worker(state, worker, |record| record.heard_ms = *at_ms),
+        Fact::Stale { worker, task, attempt } => with_worker(state, worker, |record| {
+            record.stale.insert((*task, *attempt));
+        }),
+        Fact::StaleEnded { worker, task, attempt } => with_worker(state, worker, |record| {
+            record.stale.remove(&(*task, *attempt));
+        }),
+        _ => {}
+    }
+}
+
+fn with_worker(state: &mut State, id: &WorkerId, change: impl FnOnce(&mut WorkerRecord)) {
+    if let Some(record) = state.workers.get_mut(id) {
+        change(record);
+    }
+}
+
+/// While the driver was away nobody could be heard.
+fn delay(state: &mut State, by_ms: u64) {
+    for worker in state.workers.values_mut().filter(|worker| worker.connected) {
+        worker.heard_ms += by_ms;
+    }
+    for ids in state.running.values() {
+        for (id, _) in ids {
+            if let Some(until_ms) = state.tasks.get_mut(id).and_then(|task| task.live.until_ms.as_mut()) {
+                *until_ms += by_ms;
+            }
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! From an input to facts, commands and a reply.
+
+use super::advance;
+use super::fact::{Fact, Outcome};
+use super::input::{Command, Decision, HelloInfo, Input, Refusal, Reply};
+use super::place;
+use super::state::{State, TaskRecord, TaskStatus};
+use retort_common::ids::{AttemptNumber, Digest, JobId, RequestId, TaskId, WorkerId};
+use retort_common::spec::JobSpec;
+use retort_common::spec::inputs::JobInputs;
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+/// Jobs that may be at work at one time.
+pub const MAX_LIVE_JOBS: usize = 1_000;
+/// Failed tries after which a task is given up, wherever they were.
+pub const MAX_FAILURES: usize = 5;
+/// Different workers that make a task poison.
+pub const POISON_WORKERS: usize = 3;
+/// Tries that even a task with few eligible workers gets: one hiccup of the store on a cluster of one worker
+/// must not fail a job.
+pub const MIN_FAILURES: usize = 3;
+/// Attempts lost with their sessions after which a task is given up.
+pub const MAX_LOSSES: u32 = 100;
+/// How long a worker that is gone stays listed.
+const FORGET_WORKER_MS: u64 = 3_600_000;
+
+/// What follows from `input` at uptime `now_ms`. The state is not changed.
+pub fn decide(state: &State, now_ms: u64, input: Input) -> Decision {
+    match input {
+        Input::Submit { job, request, spec, inputs, unix_ms } => {
+            submit(state, now_ms, job, request, spec, inputs, unix_ms)
+        }
+        Input::Cancel { job, force } => cancel(state, now_ms, &job, force),
+        Input::WorkerHello { worker, session, info } => hello(state, now_ms, worker, session, info),
+        Input::WorkerGone { worker, session } => gone(state, now_ms, &worker, session),
+        Input::Beat { worker, session } => heard(state, now_ms, &worker, session),
+        Input::Progress { worker, session, task, attempt, done, total, detail } => {
+            let mut decision = heard(state, now_ms, &worker, session);
+            let current = state.tasks.get(&task).filter(|record| record.is_current(&worker, attempt));
+            if let (false, Some(record)) = (decision.facts.is_empty(), current) {
+                decision.facts.push(Fact::Progressed { task, done, total, detail });
+                changed(&mut decision, record);
+            }
+            decision
+        }
+        Input::Finished { worker, session, task, attempt, meta, elapsed_ms, found } => {
+            finished(state, now_ms, worker, session, (task, attempt), meta, elapsed_ms, found)
+        }
+        Input::Failed { worker, session, task, attempt, message, retryable } => {
+            failed(state, now_ms, worker, session, (task, attempt), message, retryable)
+        }
+        Input::Log { worker, session, task, level, message } => {
+            let mut decision = heard(state, now_ms, &worker, session);
+            if let (false, Some(record)) = (decision.facts.is_empty(), state.tasks.get(&task)) {
+                log(&mut decision, record, Some(&worker), &level, message);
+            }
+            decision
+        }
+        Input::Probed { task, found } => probed(state, task, found),
+        Input::Tick { late_ms } => tick(state, now_ms, late_ms),
+        Input::Advance => advance::advance(state, now_ms),
+    }
+}
+
+/// The identity of a job: what is to be done on which files.
+pub fn spec_digest(spec: &JobSpec, inputs: &JobInputs) -> Digest {
+    Digest::of_json(&serde_json::json!({ "spec": spec, "inputs": inputs }))
+}
+
+fn submit(
+    state: &State,
+    now_ms: u64,
+    job: JobId,
+    request: RequestId,
+    spec: Box<JobSpec>,
+    inputs: Box<JobInputs>,
+    unix_ms: u64,
+) -> Decision {
+    let digest = spec_digest(&spec, &inputs);
+    if let Some((known, record)) = state.requests.get(&request).and_then(|id| state.jobs.get_key_value(id)) {
+        if record.digest == digest {
+            return reply(Ok(Reply::Submitted { job: known.clone(), created: false }), "submitted before");
+        }
+        let refusal = Refusal::RequestReused { request, job: known.clone(), digest: record.digest };
+        return reply(Err(refusal), "request id reused");
+    }
+    if state.jobs.contains_key(&job) {
+        return reply(Err(Refusal::JobExists { job }), "job id taken");
+    }
+    if state.live.len() >= MAX_LIVE_JOBS {
+        return reply(Err(Refusal::TooManyJobs { limit: MAX_LIVE_JOBS }), "too many jobs");
+    }
+    let mut decision = reply(Ok(Reply::Submitted { job: job.clone(), created: true }), "a new job");
+    decision.commands.push(job_log(&job, "INFO", format!("job {job} accepted")));
+    decision.commands.push(Command::JobChanged(job.clone()));
+    let submitted_unix_ms = unix_ms;
+    decision.facts.push(Fact::Submitted { job, request, spec, inputs, digest, submitted_unix_ms, at_ms: now_ms });
+    decision
+}
+
+fn reply(reply: Result<Reply, Refusal>, reason: &str) -> Decision {
+    Decision { reply: Some(reply), reason: reason.to_owned(), ..Decision::default() }
+}
+
+fn job_log(job: &JobId, level: &str, message: String) -> Command {
+    Command::Log { job: job.clone(), worker: None, stage: None, level: level.to_owned(), message }
+}
+
+fn log(decision: &mut Decision, record: &TaskRecord, worker: Option<&WorkerId>, level: &str, message: String) {
+    for job in &record.jobs {
+        decision.commands.push(Command::Log {
+            job: job.clone(),
+            worker: worker.cloned(),
+            stage: Some(record.stage),
+            level: level.to_owned(),
+            message: message.clone(),
+        });
+    }
+}
+
+fn changed(decision: &mut Decision, record: &TaskRecord) {
+    decision.commands.extend(record.jobs.iter().cloned().map(Command::JobChanged));
+}
+
+fn cancel(state: &State, now_ms: u64, job: &JobId, force: bool) -> Decision {
+    let Some(record) = state.jobs.get(job) else {
+        return reply(Err(Refusal::NotFound { text: job.to_string() }), "no such job");
+    };
+    let mut decision = reply(Ok(Reply::Cancelled { job: job.clone() }), "cancelled by a client");
+    if record.end.is_none() {
+        let jobs = BTreeSet::from([job.clone()]);
+        end_jobs(state, now_ms, &jobs, Outcome::Cancelled, "cancelled by a client", force, &mut decision);
+    }
+    decision
+}
+
+/// Ends jobs and stops the running tasks that no other live job needs.
+pub(super) fn end_jobs(
+    state: &State,
+    now_ms: u64,
+    jobs: &BTreeSet<JobId>,
+    outcome: Outcome,
+    reason: &str,
+    force: bool,
+    decision: &mut Decision,
+) {
+    for ids in state.running.values() {
+        for (id, attempt) in ids {
+            let Some(record) = state.tasks.get(id) else { continue };
+            let TaskStatus::Running { worker, .. } = &record.status else { continue };
+            if record.jobs.is_empty() || !record.jobs.is_subset(jobs) {
+                continue;
+            }
+            // The decision may have dealt with the task already.
+            if decision.facts.iter().any(|fact| matches!(fact, Fact::TaskFailed { task, .. } if task == id)) {
+                continue;
+            }
+            decision.facts.push(Fact::Withdrawn { task: *id, attempt: *attempt });
+            stop(state, worker, *id, *attempt, force, decision);
+        }
+    }
+    for job in jobs {
+        let level = if outcome == Outcome::Failed { "ERROR" } else { "INFO" };
+        decision.commands.push(job_log(job, level, reason.to_owned()));
+        decision.commands.push(Command::JobChanged(job.clone()));
+        decision.facts.push(Fact::Ended { job: job.clone(), outcome, reason: reason.to_owned(), at_ms: now_ms });
+    }
+}
+
+/// Has a connected worker stop an attempt; until it has, it gets no other work.
+fn stop(state: &State, worker: &WorkerId, task: TaskId, attempt: AttemptNumber, force: bool, decision: &mut Decision) {
+    if state.workers.get(worker).is_some_and(|record| record.connected) {
+        decision.facts.push(Fact::Stale { worker: worker.clone(), task, attempt });
+        decision.commands.push(Command::Stop { worker: worker.clone(), task, attempt, force });
+    }
+}
+
+fn hello(state: &State, now_ms: u64, worker: WorkerId, session: u64, info: HelloInfo) -> Decision {
+    let mut decision = Decision { reason: format!("worker {worker} is there"), ..Decision::default() };
+    if state.workers.get(&worker).is_some_and(|known| known.session >= session) {
+        decision.reason = format!("worker {worker} has a newer session");
+        return decision;
+    }
+    let HelloInfo { device, fingerprint, version, threads, in_hand } = info;
+    let at_ms = now_ms;
+    decision.facts.push(Fact::WorkerUp {
+        worker: worker.clone(),
+        session,
+        device,
+        fingerprint,
+        version,
+        threads,
+        at_ms,
+    });
+    let in_hand: BTreeSet<_> = in_hand.into_iter().collect();
+    for (task, attempt) in &in_hand {
+        match state.tasks.get(task).filter(|record| record.is_current(&worker, *attempt)) {
+            Some(_) => decision.facts.push(Fact::Reclaimed { task: *task }),
+            None => {
+                let (worker, task, attempt) = (worker.clone(), *task, *attempt);
+                decision.facts.push(Fact::Stale { worker: worker.clone(), task, attempt });
+                decision.commands.push(Command::Stop { worker, task, attempt, force: true });
+            }
+        }
+    }
+    // What it was given and does not have never reached it, or died with its former process.
+    for (task, attempt) in state.running.get(&worker).into_iter().flatten() {
+        if !in_hand.contains(&(*task, *attempt)) {
+            lose(state, now_ms, *task, *attempt, "its worker came back without it", &mut decision);
+        }
+    }
+    decision
+}
+
+fn gone(state: &State, now_ms: u64, worker: &WorkerId, session: u64) -> Decision {
+    let mut decision = Decision::default();
+    if current_session(state, worker, session) {
+        decision.reason = format!("the session of worker {worker} ended");
+        worker_down(state, now_ms, worker, &mut decision);
+    }
+    decision
+}
+
+fn worker_down(state: &State, now_ms: u64, worker: &WorkerId, decision: &mut Decision) {
+    decision.facts.push(Fact::WorkerDown { worker: worker.clone(), at_ms: now_ms });
+    let until_ms = now_ms + state.failure_detection_ms;
+    for (task, _) in state.running.get(worker).into_iter().flatten() {
+        decision.facts.push(Fact::Expiring { task: *task, until_ms });
+        if let Some(record) = state.tasks.get(task) {
+            log(decision, record, None, "WARN", format!("lost the session of worker {worker}"));
+            changed(decision, record);
+        }
+    }
+}
+
+fn current_session(state: &State, worker: &WorkerId, session: u64) -> bool {
+    state.workers.get(worker).is_some_and(|record| record.connected && record.session == session)
+}
+
+/// Every message of a worker shows that it lives; nothing follows from one of an old session.
+fn heard(state: &State, now_ms: u64, worker: &WorkerId, session: u64) -> Decision {
+    let mut decision = Decision::default();
+    if current_session(state, worker, session) {
+        decision.facts.push(Fact::Heard { worker: worker.clone(), at_ms: now_ms });
+    }
+    decision
+}
+
+/// Settles a result; the record, if the attempt is the one that counts.
+fn settle<'a>(
+    state: &'a State,
+    worker: &WorkerId,
+    (task, attempt): (TaskId, AttemptNumber),
+    decision: &mut Decision,
+) -> Option<&'a TaskRecord> {
+    decision.commands.push(Command::Settle { worker: worker.clone(), task, attempt });
+    let stale = state.workers.get(worker).is_some_and(|record| record.stale.contains(&(task, attempt)));
+    if stale {
+        decision.facts.push(Fact::StaleEnded { worker: worker.clone(), task, attempt });
+    }
+    let record = state.tasks.get(&task).filter(|record| record.is_current(worker, attempt));
+    if record.is_none() {
+        decision.reason = format!("a result of {task:?} attempt {} counts no more", attempt.0);
+    }
+    record
+}
+
+#[allow(clippy::too_many_arguments)]
+fn finished(
+    state: &State,
+    now_ms: u64,
+    worker: WorkerId,
+    session: u64,
+    (task, attempt): (TaskId, AttemptNumber),
+    meta: Value,
+    elapsed_ms: u64,
+    found: bool,
+) -> Decision {
+    let mut decision = heard(state, now_ms, &worker, session);
+    if decision.facts.is_empty() {
+        return decision;
+    }
+    let Some(record) = settle(state, &worker, (task, attempt), &mut decision) else { return decision };
+    decision.reason = format!("{} {task:?} is done by {worker}", record.stage);
+    decision.facts.push(Fact::Completed { task, attempt, meta, elapsed_ms, found, at_ms: now_ms });
+    changed(&mut decision, record);
+    decision
+}
+
+fn failed(
+    state: &State,
+    now_ms: u64,
+    worker: WorkerId,
+    session: u64,
+    (task, attempt): (TaskId, AttemptNumber),
+    message: String,
+    retryable: bool,
+) -> Decision {
+    let mut decision = heard(state, now_ms, &worker, session);
+    if decision.facts.is_empty() {
+        return decision;
+    }
+    let Some(record) = settle(state, &worker, (task, attempt), &mut decision) else { return decision };
+    let verdict = if retryable { poison(state, record, &worker) } else { Some(String::new()) };
+    let what = format!("{} task {task:?} failed on worker {worker}: {message}", record.stage);
+    match verdict {
+        None => {
+            decision.reason = format!("{what}; trying again");
+            log(&mut decision, record, None, "WARN", format!("{what}; trying again"));
+            changed(&mut decision, record);
+            decision.facts.push(Fact::Retried { task, attempt, worker, message, at_ms: now_ms });
+        }
+        Some(why) => fail_task(state, now_ms, (task, attempt), worker, format!("{what}{why}"), &mut decision),
+    }
+    decision
+}
+
+/// Why a task is given up after one more failure that another try might have mended, if it is.
+fn poison(state: &State, record: &TaskRecord, worker: &WorkerId) -> Option<String> {
+    let failures = record.failures.len() + 1;
+    let mut failed_on: BTreeSet<_> = record.failures.iter().map(|(worker, _)| worker).collect();
+    failed_on.insert(worker);
+    let eligible = state.workers.values().filter(|known| place::is_eligible(known, record)).count();
+    let limit = POISON_WORKERS.min(eligible.max(1));
+    let poison = failed_on.len() >= limit && failures >= MIN_FAILURES;
+    (poison || failures >= MAX_FAILURES)
+        .then(|| format!(" (given up after {failures} tries on {} workers)", failed_on.len()))
+}
+
+fn fail_task(
+    state: &State,
+    now_ms: u64,
+    (task, attempt): (TaskId, AttemptNumber),
+    worker: WorkerId,
+    message: String,
+    decision: &mut Decision,
+) {
+    decision.reason.clone_from(&message);
+    decision.facts.push(Fact::TaskFailed { task, attempt, worker, message: message.clone() });
+    if let Some(record) = state.tasks.get(&task) {
+        end_jobs(state, now_ms, &record.jobs, Outcome::Failed, &message, true, decision);
+    }
+}
+
+fn lose(state: &State, now_ms: u64, task: TaskId, attempt: AttemptNumber, why: &str, decision: &mut Decision) {
+    let Some(record) = state.tasks.get(&task) else { return };
+    let TaskStatus::Running { worker, .. } = &record.status else { return };
+    if record.losses + 1 >= MAX_LOSSES {
+        let stage = record.stage;
+        let message = format!("{stage} task {task:?} was lost with its worker {MAX_LOSSES} times, last {worker}");
+        return fail_task(state, now_ms, (task, attempt), worker.clone(), message, decision);
+    }
+    decision.facts.push(Fact::Lost { task, attempt });
+    let message = format!("task {task:?} attempt {} on worker {worker} is lost: {why}", attempt.0);
+    log(decision, record, None, "WARN", message);
+    changed(decision, record);
+}
+
+fn probed(state: &State, task: TaskId, found: Option<(Value, u32)>) -> Decision {
+    let mut decision = Decision::default();
+    // The answer to an old question says nothing about a task that has moved on.
+    let Some(record) = state.tasks.get(&task).filter(|record| record.status == TaskStatus::Unprobed) else {
+        return decision;
+    };
+    match found {
+        Some((meta, incarnation)) => {
+            decision.reason = format!("the artifact of {task:?} exists");
+            decision.facts.push(Fact::Cached { task, meta, incarnation });
+        }
+        None => decision.facts.push(Fact::Absent { task }),
+    }
+    changed(&mut decision, record);
+    decision
+}
+
+fn tick(state: &State, now_ms: u64, late_ms: u64) -> Decision {
+    let mut decision = Decision::default();
+    if late_ms > 0 {
+        // Deadlines are looked at again at the next tick, when they have moved.
+        decision.reason = format!("the coordinator was late by {late_ms} ms; deadlines extend");
+        decision.facts.push(Fact::Late { by_ms: late_ms });
+        return decision;
+    }
+    for (worker, record) in &state.workers {
+        let silent_ms = now_ms.saturating_sub(record.heard_ms);
+        if record.connected && silent_ms > state.failure_detection_ms {
+            decision.reason = format!("worker {worker} was silent for {silent_ms} ms");
+            decision.commands.push(Command::Close { worker: worker.clone() });
+            worker_down(state, now_ms, worker, &mut decision);
+        } else if !record.connected && silent_ms > FORGET_WORKER_MS {
+            decision.facts.push(Fact::WorkerForgotten { worker: worker.clone() });
+        }
+    }
+    for (task, attempt) in state.running.values().flatten() {
+        let until_ms = state.tasks.get(task).and_then(|record| record.live.until_ms);
+        if until_ms.is_some_and(|until_ms| until_ms <= now_ms) {
+            lose(state, now_ms, *task, *attempt, "its worker did not come back", &mut decision);
+        }
+    }
+    decision
+}

@@ -1,0 +1,280 @@
+//! What has happened.
+
+use retort_common::ids::{AttemptNumber, Digest, JobId, RequestId, TaskId, WorkerId};
+use retort_common::spec::JobSpec;
+use retort_common::spec::inputs::JobInputs;
+use retort_common::task::Task;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// How a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Every task is done.
+    Succeeded,
+    /// A task failed for good.
+    Failed,
+    /// A client ended it.
+    Cancelled,
+}
+
+/// One change of the state.
+///
+/// Durable facts are journalled; `at_ms` is the cluster's uptime, a duration summed over leaders, and never an
+/// instant of any machine's clock. Volatile facts are about sessions and die with the process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "fact", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Fact {
+    /// A job was accepted.
+    Submitted {
+        /// Its id.
+        job: JobId,
+        /// The client's name for the submit.
+        request: RequestId,
+        /// What to do.
+        spec: Box<JobSpec>,
+        /// On which files.
+        inputs: Box<JobInputs>,
+        /// Digest of both.
+        digest: Digest,
+        /// For display only.
+        submitted_unix_ms: u64,
+        /// Uptime.
+        at_ms: u64,
+    },
+    /// A job's float tasks were bound to a fingerprint.
+    Pinned {
+        /// The job.
+        job: JobId,
+        /// The fingerprint.
+        fingerprint: String,
+    },
+    /// A job got tasks.
+    Planned {
+        /// The job.
+        job: JobId,
+        /// The tasks it did not have before.
+        tasks: Vec<Task>,
+        /// Whether these were the last ones.
+        complete: bool,
+    },
+    /// A task's artifact was in the store already.
+    Cached {
+        /// The task.
+        task: TaskId,
+        /// Its manifest's meta.
+        meta: Value,
+        /// Its incarnation.
+        incarnation: u32,
+    },
+    /// A worker was given a task.
+    Started {
+        /// The task.
+        task: TaskId,
+        /// The try.
+        attempt: AttemptNumber,
+        /// Who.
+        worker: WorkerId,
+        /// The job on whose behalf.
+        job: JobId,
+        /// Uptime.
+        at_ms: u64,
+    },
+    /// The current attempt of a task succeeded.
+    Completed {
+        /// The task.
+        task: TaskId,
+        /// The try.
+        attempt: AttemptNumber,
+        /// Its manifest's meta.
+        meta: Value,
+        /// Wall time of the attempt.
+        elapsed_ms: u64,
+        /// Whether the worker found the artifact instead of making it.
+        found: bool,
+        /// Uptime.
+        at_ms: u64,
+    },
+    /// The current attempt of a task failed and another may help.
+    Retried {
+        /// The task.
+        task: TaskId,
+        /// The try.
+        attempt: AttemptNumber,
+        /// Who.
+        worker: WorkerId,
+        /// Why.
+        message: String,
+        /// Uptime.
+        at_ms: u64,
+    },
+    /// The current attempt of a task was lost with its session.
+    Lost {
+        /// The task.
+        task: TaskId,
+        /// The try.
+        attempt: AttemptNumber,
+    },
+    /// A task failed for good.
+    TaskFailed {
+        /// The task.
+        task: TaskId,
+        /// The try.
+        attempt: AttemptNumber,
+        /// Who.
+        worker: WorkerId,
+        /// Why.
+        message: String,
+    },
+    /// A running task was stopped because no job needs it any more.
+    Withdrawn {
+        /// The task.
+        task: TaskId,
+        /// The try.
+        attempt: AttemptNumber,
+    },
+    /// A job ended.
+    Ended {
+        /// The job.
+        job: JobId,
+        /// How.
+        outcome: Outcome,
+        /// Why.
+        reason: String,
+        /// Uptime.
+        at_ms: u64,
+    },
+
+    /// A worker's session is up.
+    WorkerUp {
+        /// Who.
+        worker: WorkerId,
+        /// Number of the session, rising.
+        session: u64,
+        /// Its device.
+        device: String,
+        /// Its kernels' fingerprint.
+        fingerprint: String,
+        /// Its program's version.
+        version: String,
+        /// Compute threads.
+        threads: u32,
+        /// Uptime.
+        at_ms: u64,
+    },
+    /// A worker's session is down.
+    WorkerDown {
+        /// Who.
+        worker: WorkerId,
+        /// Uptime.
+        at_ms: u64,
+    },
+    /// A worker that is long gone is no longer listed.
+    WorkerForgotten {
+        /// Who.
+        worker: WorkerId,
+    },
+    /// A worker gave a sign of life.
+    Heard {
+        /// Who.
+        worker: WorkerId,
+        /// Uptime.
+        at_ms: u64,
+    },
+    /// The driver itself was late, so that no deadline may count the delay.
+    Late {
+        /// By how much.
+        by_ms: u64,
+    },
+    /// A task's manifest is being looked for.
+    Probing {
+        /// The task.
+        task: TaskId,
+    },
+    /// A task's artifact is not in the store.
+    Absent {
+        /// The task.
+        task: TaskId,
+    },
+    /// A planning pass found nothing new.
+    Surveyed {
+        /// The job.
+        job: JobId,
+        /// Whether planning waits for a fingerprint.
+        wants_fingerprint: bool,
+    },
+    /// An attempt has until then to come back.
+    Expiring {
+        /// The task.
+        task: TaskId,
+        /// Uptime.
+        until_ms: u64,
+    },
+    /// An attempt came back.
+    Reclaimed {
+        /// The task.
+        task: TaskId,
+    },
+    /// How far the current attempt has come.
+    Progressed {
+        /// The task.
+        task: TaskId,
+        /// Units done.
+        done: u64,
+        /// Units in all; 0 when unknown.
+        total: u64,
+        /// For people.
+        detail: String,
+    },
+    /// A worker was told to stop an attempt that counts no more; it gets no work until it has.
+    Stale {
+        /// Who.
+        worker: WorkerId,
+        /// The task.
+        task: TaskId,
+        /// The try.
+        attempt: AttemptNumber,
+    },
+    /// A worker has ended such an attempt.
+    StaleEnded {
+        /// Who.
+        worker: WorkerId,
+        /// The task.
+        task: TaskId,
+        /// The try.
+        attempt: AttemptNumber,
+    },
+}
+
+impl Fact {
+    /// Whether it goes into the journal.
+    pub fn is_durable(&self) -> bool {
+        match self {
+            Fact::Submitted { .. }
+            | Fact::Pinned { .. }
+            | Fact::Planned { .. }
+            | Fact::Cached { .. }
+            | Fact::Started { .. }
+            | Fact::Completed { .. }
+            | Fact::Retried { .. }
+            | Fact::Lost { .. }
+            | Fact::TaskFailed { .. }
+            | Fact::Withdrawn { .. }
+            | Fact::Ended { .. } => true,
+            Fact::WorkerUp { .. }
+            | Fact::WorkerDown { .. }
+            | Fact::WorkerForgotten { .. }
+            | Fact::Heard { .. }
+            | Fact::Late { .. }
+            | Fact::Probing { .. }
+            | Fact::Absent { .. }
+            | Fact::Surveyed { .. }
+            | Fact::Expiring { .. }
+            | Fact::Reclaimed { .. }
+            | Fact::Progressed { .. }
+            | Fact::Stale { .. }
+            | Fact::StaleEnded { .. } => false,
+        }
+    }
+}

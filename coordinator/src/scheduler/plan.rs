@@ -1,0 +1,632 @@
+//! A job's tasks, as far as they can be known: the plan grows as metas of done tasks come in.
+//!
+//! 1. the corpus' shards; 2. with their number, the questions' shards; 3. with a fingerprint, the teacher's
+//! vectors; 4. with their dimension, everything else but the report; 5. when all of that is done, the report.
+
+use retort_common::ids::{Digest, JobId, TaskId};
+use retort_common::spec::inputs::{JobInputs, ModelFiles};
+use retort_common::spec::{JobSpec, MiningSource, PhaseData, PhaseSpec, StudentKind, StudentSpec};
+use retort_common::task::{
+    ArtifactId, Encoder, OrderTokens, PcaReduction, PhaseLength, ProjectionStart, ReportRow, Retriever, RowVariant,
+    Side, StageSummary, StudentStart, Table, Task, TextInput, VectorSet,
+};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Shards that one search task looks through, and runs that one merge takes.
+pub const SEARCH_GROUP: usize = 16;
+/// Most shards of a table; a meta that says more is not believed.
+const MAX_SHARDS: u64 = 100_000;
+
+/// What a plan depends on.
+pub struct PlanContext<'a> {
+    /// The job.
+    pub job: &'a JobId,
+    /// What to do.
+    pub spec: &'a JobSpec,
+    /// On which files.
+    pub inputs: &'a JobInputs,
+    /// Digest of both.
+    pub digest: Digest,
+    /// What float tasks are bound to, once known.
+    pub fingerprint: Option<&'a str>,
+    /// The meta of a task that is done.
+    pub meta: &'a dyn Fn(TaskId) -> Option<&'a Value>,
+    /// How the stages went, for the report.
+    pub stages: &'a dyn Fn() -> Vec<StageSummary>,
+}
+
+/// All tasks that can be known now.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// The tasks, needs before what needs them.
+    pub tasks: Vec<Task>,
+    /// Whether these are all.
+    pub complete: bool,
+    /// Whether a fingerprint would let the plan go on.
+    pub wants_fingerprint: bool,
+}
+
+/// Why a job cannot be planned.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum PlanError {
+    /// A table without rows.
+    #[error("{what} are empty; check the corpus and its sets")]
+    Empty {
+        /// Which.
+        what: &'static str,
+    },
+    /// A manifest that does not say what it must.
+    #[error("the manifest of {artifact} has no valid {key:?}; delete the artifact and submit again")]
+    Meta {
+        /// The artifact.
+        artifact: ArtifactId,
+        /// What is missing.
+        key: &'static str,
+    },
+    /// A dimension that the teacher does not have.
+    #[error("baselines.pca: {dim} is more than the teacher's {teacher} dimensions; take a smaller one")]
+    PcaDim {
+        /// As asked for.
+        dim: u32,
+        /// The teacher's.
+        teacher: u32,
+    },
+    /// A name that no earlier head has.
+    #[error("student {student:?}: {name:?} is not the teacher and no earlier head; put that student before this one")]
+    UnknownHead {
+        /// Whose spec.
+        student: String,
+        /// The name.
+        name: String,
+    },
+    /// A key that this kind of student needs.
+    #[error("student {student:?}: {key} is missing")]
+    Missing {
+        /// Whose spec.
+        student: String,
+        /// The key.
+        key: &'static str,
+    },
+}
+
+/// Everything that can be planned now. The same context gives the same plan.
+pub fn plan(context: &PlanContext<'_>) -> Result<Plan, PlanError> {
+    let mut planner = Planner { context, plan: Plan::default(), known: BTreeSet::new() };
+    planner.run()?;
+    Ok(planner.plan)
+}
+
+/// What the later steps read.
+struct Base {
+    passages: Table,
+    queries: Table,
+    teacher: VectorSet,
+    bm25: Option<ArtifactId>,
+    fingerprint: String,
+}
+
+/// A student whose training is planned.
+struct Trained {
+    phases: Vec<ArtifactId>,
+    last: ArtifactId,
+    kind: StudentKind,
+    vectors: VectorSet,
+    export: ArtifactId,
+}
+
+struct Planner<'a> {
+    context: &'a PlanContext<'a>,
+    plan: Plan,
+    known: BTreeSet<TaskId>,
+}
+
+impl Planner<'_> {
+    fn run(&mut self) -> Result<(), PlanError> {
+        let Some(base) = self.base()? else { return Ok(()) };
+        let Some(dim) = self.teacher_dim(&base)? else { return Ok(()) };
+        let spec = self.context.spec;
+        let pca_dims = pca_dims(spec, dim)?;
+        let pca = (!pca_dims.is_empty() || spec.student.iter().any(starts_from_pca)).then(|| self.fit_pca(&base));
+        let negatives = mines(spec).then(|| self.mine(&base));
+        let mut trained: BTreeMap<&str, Trained> = BTreeMap::new();
+        for student in &spec.student {
+            let planned = self.student(&base, student, dim, pca.as_ref(), negatives.as_ref(), &trained)?;
+            trained.insert(&student.name, planned);
+        }
+        let mut rows = vec![self.dense_row(&base, "teacher", "teacher", &base.teacher, None)];
+        if let Some(pca) = &pca {
+            rows.extend(pca_dims.iter().map(|dim| self.pca_row(&base, pca, *dim)));
+        }
+        for student in &spec.student {
+            let Some(planned) = trained.get(student.name.as_str()) else { continue };
+            let kind = if planned.kind == StudentKind::Head { "head" } else { "encoder" };
+            let export = Some(planned.export.clone());
+            rows.push(self.dense_row(&base, &student.name, kind, &planned.vectors, export));
+        }
+        if spec.baselines.bm25 {
+            rows.push(self.bm25_row(&base));
+        }
+        self.report(&base, rows, &trained, negatives)
+    }
+
+    fn add(&mut self, task: Task) -> ArtifactId {
+        let output = task.output();
+        if self.known.insert(output.task) {
+            self.plan.tasks.push(task);
+        }
+        output
+    }
+
+    /// A whole number that a done task's manifest gives; none while the task is not done.
+    fn number(&self, artifact: &ArtifactId, key: &'static str) -> Result<Option<u64>, PlanError> {
+        let Some(meta) = (self.context.meta)(artifact.task) else { return Ok(None) };
+        let invalid = || PlanError::Meta { artifact: artifact.clone(), key };
+        meta.get(key).and_then(Value::as_u64).map(Some).ok_or_else(invalid)
+    }
+
+    fn table(&self, artifact: ArtifactId, what: &'static str) -> Result<Option<Table>, PlanError> {
+        let (rows, shards) = (self.number(&artifact, "rows")?, self.number(&artifact, "shards")?);
+        let Some((rows, shards)) = rows.zip(shards) else { return Ok(None) };
+        if rows == 0 || shards == 0 {
+            return Err(PlanError::Empty { what });
+        }
+        if shards > MAX_SHARDS {
+            return Err(PlanError::Meta { artifact, key: "shards" });
+        }
+        Ok(Some(Table { artifact, shards: shards as u32, rows }))
+    }
+
+    fn base(&mut self) -> Result<Option<Base>, PlanError> {
+        let (spec, inputs) = (self.context.spec, self.context.inputs);
+        let (rows_per_shard, max_bad_records) = (spec.corpus.rows_per_shard, spec.corpus.max_bad_records);
+        let corpus = inputs.corpus.clone();
+        let corpus = self.add(Task::ShardCorpus { corpus, rows_per_shard, max_bad_records });
+        let Some(passages) = self.table(corpus, "the passages")? else { return Ok(None) };
+        let bm25 = wants_bm25(spec).then(|| self.add(Task::FitBm25 { passages: passages.clone() }));
+        let queries = self.add(Task::ShardQueries {
+            queries: inputs.queries.clone(),
+            qrels: inputs.qrels.clone(),
+            passages: passages.clone(),
+            rows_per_shard,
+            max_bad_records,
+        });
+        let Some(queries) = self.table(queries, "the judged questions")? else { return Ok(None) };
+        let Some(fingerprint) = self.context.fingerprint.map(str::to_owned) else {
+            self.plan.wants_fingerprint = true;
+            return Ok(None);
+        };
+        let encoder = Encoder::Files { files: inputs.teacher.clone(), pooling: spec.teacher.pooling };
+        let (query, passage) = (text_input(spec, Side::Query, None), text_input(spec, Side::Passage, None));
+        let teacher = self.embed(&encoder, (&queries, query), (&passages, passage), &fingerprint);
+        Ok(Some(Base { passages, queries, teacher, bm25, fingerprint }))
+    }
+
+    fn embed(
+        &mut self,
+        encoder: &Encoder,
+        queries: (&Table, TextInput),
+        passages: (&Table, TextInput),
+        fingerprint: &str,
+    ) -> VectorSet {
+        let teacher = &self.context.spec.teacher;
+        let mut side = |side: Side, (texts, input): (&Table, TextInput)| -> Vec<ArtifactId> {
+            let task = |shard| Task::Embed {
+                encoder: encoder.clone(),
+                texts: texts.clone(),
+                shard,
+                side,
+                input: input.clone(),
+                batch_tokens: teacher.batch_tokens,
+                normalize: teacher.normalize,
+                fingerprint: fingerprint.to_owned(),
+            };
+            (0..texts.shards).map(|shard| self.add(task(shard))).collect()
+        };
+        VectorSet { queries: side(Side::Query, queries), passages: side(Side::Passage, passages) }
+    }
+
+    /// The teacher's dimension, which the first of its shards that is done tells.
+    fn teacher_dim(&self, base: &Base) -> Result<Option<u32>, PlanError> {
+        for artifact in base.teacher.queries.iter().chain(&base.teacher.passages) {
+            if let Some(dim) = self.number(artifact, "dim")? {
+                let valid = u32::try_from(dim).ok().filter(|dim| *dim > 0);
+                let invalid = || PlanError::Meta { artifact: artifact.clone(), key: "dim" };
+                return valid.map(Some).ok_or_else(invalid);
+            }
+        }
+        Ok(None)
+    }
+
+    fn fit_pca(&mut self, base: &Base) -> ArtifactId {
+        let vectors = base.teacher.passages.clone();
+        self.add(Task::FitPca { vectors, fingerprint: base.fingerprint.clone() })
+    }
+
+    fn mine(&mut self, base: &Base) -> ArtifactId {
+        let spec = self.context.spec;
+        let (sets, depth) = (&spec.sets.train, spec.mining.depth);
+        let mut runs = Vec::new();
+        for source in &spec.mining.from {
+            runs.push(match source {
+                MiningSource::Teacher => self.search_dense(base, &base.teacher, None, sets, depth),
+                MiningSource::Bm25 => self.search_bm25(base, sets, depth),
+            });
+        }
+        self.add(Task::Mine {
+            runs,
+            queries: base.queries.clone(),
+            passages: base.passages.clone(),
+            sets: sets.clone(),
+            teacher: base.teacher.clone(),
+            mining: spec.mining.clone(),
+            seed: derived_seed(spec.seed, "mine", 0),
+        })
+    }
+
+    fn search_dense(
+        &mut self,
+        base: &Base,
+        vectors: &VectorSet,
+        reduce: Option<&PcaReduction>,
+        sets: &[String],
+        depth: u32,
+    ) -> ArtifactId {
+        let mut runs = Vec::new();
+        for group in vectors.passages.chunks(SEARCH_GROUP) {
+            let retriever = Retriever::Dense {
+                queries: vectors.queries.clone(),
+                passages: group.to_vec(),
+                reduce: reduce.cloned(),
+            };
+            let fingerprint = base.fingerprint.clone();
+            let (queries, sets) = (base.queries.clone(), sets.to_vec());
+            runs.push(self.add(Task::Search { retriever, queries, sets, depth, fingerprint }));
+        }
+        self.merge(runs, depth)
+    }
+
+    fn search_bm25(&mut self, base: &Base, sets: &[String], depth: u32) -> ArtifactId {
+        let baselines = &self.context.spec.baselines;
+        let statistics = match &base.bm25 {
+            Some(statistics) => statistics.clone(),
+            None => self.add(Task::FitBm25 { passages: base.passages.clone() }),
+        };
+        let group = SEARCH_GROUP as u32;
+        let mut runs = Vec::new();
+        for first_shard in (0..base.passages.shards).step_by(SEARCH_GROUP) {
+            let retriever = Retriever::Bm25 {
+                passages: base.passages.clone(),
+                first_shard,
+                shards: group.min(base.passages.shards - first_shard),
+                statistics: statistics.clone(),
+                k1: baselines.bm25_k1,
+                b: baselines.bm25_b,
+            };
+            let (queries, sets) = (base.queries.clone(), sets.to_vec());
+            runs.push(self.add(Task::Search { retriever, queries, sets, depth, fingerprint: String::new() }));
+        }
+        self.merge(runs, depth)
+    }
+
+    /// Merges runs in a tree, so that no task reads more than a group of them.
+    fn merge(&mut self, mut runs: Vec<ArtifactId>, depth: u32) -> ArtifactId {
+        while runs.len() > 1 {
+            let mut merged = Vec::new();
+            for group in runs.chunks(SEARCH_GROUP) {
+                merged.push(match group {
+                    [one] => one.clone(),
+                    _ => self.add(Task::Merge { runs: group.to_vec(), depth }),
+                });
+            }
+            runs = merged;
+        }
+        runs.pop().expect("a table has at least one shard")
+    }
+
+    fn student(
+        &mut self,
+        base: &Base,
+        student: &StudentSpec,
+        dim: u32,
+        pca: Option<&ArtifactId>,
+        negatives: Option<&ArtifactId>,
+        earlier: &BTreeMap<&str, Trained>,
+    ) -> Result<Trained, PlanError> {
+        let spec = self.context.spec;
+        let mut start = self.start(student, dim, pca, earlier)?;
+        let mut phases = Vec::new();
+        for (index, phase) in student.phase.iter().enumerate() {
+            let order = self.order(base, student, index, phase, negatives)?;
+            let signal = match phase.signal.as_str() {
+                "teacher" => base.teacher.clone(),
+                name => head(student, name, earlier)?.vectors.clone(),
+            };
+            let mut settings = phase.clone();
+            let loss = std::mem::take(&mut settings.loss);
+            let last = self.add(Task::Train {
+                start,
+                order,
+                inputs: (student.kind == StudentKind::Head).then(|| base.teacher.clone()),
+                signal,
+                phase: settings,
+                loss,
+                normalize: spec.teacher.normalize,
+                seed: derived_seed(spec.seed, &student.name, index),
+                fingerprint: base.fingerprint.clone(),
+            });
+            phases.push(last.clone());
+            start = StudentStart::Student { student: last };
+        }
+        let missing = || PlanError::Missing { student: student.name.clone(), key: "phase" };
+        let last = phases.last().cloned().ok_or_else(missing)?;
+        let vectors = self.student_vectors(base, student, &last);
+        let export = self.export_student(student, &last);
+        Ok(Trained { phases, last, kind: student.kind, vectors, export })
+    }
+
+    fn start(
+        &self,
+        student: &StudentSpec,
+        input: u32,
+        pca: Option<&ArtifactId>,
+        earlier: &BTreeMap<&str, Trained>,
+    ) -> Result<StudentStart, PlanError> {
+        let missing = |key| PlanError::Missing { student: student.name.clone(), key };
+        let init = match student.init.as_str() {
+            // An encoder without a projection has nothing to start.
+            _ if student.kind == StudentKind::Encoder && student.dim.is_none() => ProjectionStart::Random,
+            "random" => ProjectionStart::Random,
+            "pca" => ProjectionStart::Pca { pca: pca.cloned().ok_or_else(|| missing("pca"))? },
+            name => ProjectionStart::Head { student: head(student, name, earlier)?.last.clone() },
+        };
+        Ok(match student.kind {
+            StudentKind::Head => {
+                let dim = student.dim.ok_or_else(|| missing("dim"))?;
+                StudentStart::Head { input, dim, hidden: student.hidden, init }
+            }
+            StudentKind::Encoder => StudentStart::Encoder {
+                files: self.model_files(student).clone(),
+                layers: student.layers.clone(),
+                pooling: student.pooling.unwrap_or(self.context.spec.teacher.pooling),
+                dim: student.dim,
+                init,
+            },
+        })
+    }
+
+    fn model_files(&self, student: &StudentSpec) -> &ModelFiles {
+        self.context.inputs.students.get(&student.name).unwrap_or(&self.context.inputs.teacher)
+    }
+
+    /// The training rows of a phase. The seed knows the phase but not the student, so that students with the
+    /// same parameters see the same rows and share the artifact.
+    fn order(
+        &mut self,
+        base: &Base,
+        student: &StudentSpec,
+        index: usize,
+        phase: &PhaseSpec,
+        negatives: Option<&ArtifactId>,
+    ) -> Result<ArtifactId, PlanError> {
+        let spec = self.context.spec;
+        let length = match (phase.steps, phase.epochs) {
+            (Some(steps), _) => PhaseLength::Steps(steps),
+            (None, Some(epochs)) => PhaseLength::Epochs(epochs),
+            (None, None) => {
+                return Err(PlanError::Missing { student: student.name.clone(), key: "steps or epochs" });
+            }
+        };
+        let tokens = (student.kind == StudentKind::Encoder).then(|| OrderTokens {
+            tokenizer: self.model_files(student).tokenizer.clone(),
+            query: text_input(spec, Side::Query, Some(student)),
+            passage: text_input(spec, Side::Passage, Some(student)),
+        });
+        let mined = phase.data == PhaseData::Queries && phase.negatives > 0;
+        Ok(self.add(Task::Order {
+            data: phase.data,
+            queries: base.queries.clone(),
+            passages: base.passages.clone(),
+            sets: spec.sets.train.clone(),
+            negatives: negatives.filter(|_| mined).cloned(),
+            negatives_per_row: if mined { phase.negatives } else { 0 },
+            batch: phase.batch,
+            length,
+            tokens,
+            seed: derived_seed(spec.seed, "order", index),
+        }))
+    }
+
+    fn student_vectors(&mut self, base: &Base, student: &StudentSpec, last: &ArtifactId) -> VectorSet {
+        let spec = self.context.spec;
+        match student.kind {
+            StudentKind::Head => {
+                let mut project = |vectors: &ArtifactId| {
+                    self.add(Task::Project {
+                        student: last.clone(),
+                        vectors: vectors.clone(),
+                        normalize: spec.teacher.normalize,
+                        fingerprint: base.fingerprint.clone(),
+                    })
+                };
+                VectorSet {
+                    queries: base.teacher.queries.iter().map(&mut project).collect(),
+                    passages: base.teacher.passages.iter().map(&mut project).collect(),
+                }
+            }
+            StudentKind::Encoder => {
+                let encoder = Encoder::Student { student: last.clone() };
+                let query = text_input(spec, Side::Query, Some(student));
+                let passage = text_input(spec, Side::Passage, Some(student));
+                self.embed(&encoder, (&base.queries, query), (&base.passages, passage), &base.fingerprint)
+            }
+        }
+    }
+
+    fn export_student(&mut self, student: &StudentSpec, last: &ArtifactId) -> ArtifactId {
+        let spec = self.context.spec;
+        // A head stands on the teacher and reads what the teacher reads.
+        let own = (student.kind == StudentKind::Encoder).then_some(student);
+        let base = own.map_or(&self.context.inputs.teacher, |student| self.model_files(student)).clone();
+        self.add(Task::ExportStudent {
+            student: last.clone(),
+            base,
+            pooling: own.and_then(|student| student.pooling).unwrap_or(spec.teacher.pooling),
+            query: text_input(spec, Side::Query, own),
+            passage: text_input(spec, Side::Passage, own),
+            normalize: spec.teacher.normalize,
+        })
+    }
+
+    fn dense_row(
+        &mut self,
+        base: &Base,
+        name: &str,
+        kind: &str,
+        vectors: &VectorSet,
+        export: Option<ArtifactId>,
+    ) -> ReportRow {
+        let spec = self.context.spec;
+        let run = self.search_dense(base, vectors, None, &spec.sets.judged(), spec.evaluate.depth);
+        let variants = vec![self.variant(base, name, "", run)];
+        let dim = vectors.passages.iter().find_map(|artifact| self.number(artifact, "dim").ok().flatten());
+        let dim = dim.and_then(|dim| u32::try_from(dim).ok());
+        let bytes_per_passage = dim.map_or(0.0, |dim| 4.0 * f64::from(dim));
+        ReportRow { name: name.to_owned(), kind: kind.to_owned(), dim, bytes_per_passage, variants, export }
+    }
+
+    fn pca_row(&mut self, base: &Base, pca: &ArtifactId, dim: u32) -> ReportRow {
+        let spec = self.context.spec;
+        let name = format!("pca-{dim}");
+        let mut variants = Vec::new();
+        for (variant, renormalize) in [("centred", false), ("renormalised", true)] {
+            let reduce = PcaReduction { pca: pca.clone(), dim, renormalize };
+            let sets = spec.sets.judged();
+            let run = self.search_dense(base, &base.teacher, Some(&reduce), &sets, spec.evaluate.depth);
+            variants.push(self.variant(base, &name, variant, run));
+        }
+        let bytes_per_passage = 4.0 * f64::from(dim);
+        ReportRow { name, kind: "pca".to_owned(), dim: Some(dim), bytes_per_passage, variants, export: None }
+    }
+
+    fn bm25_row(&mut self, base: &Base) -> ReportRow {
+        let spec = self.context.spec;
+        let run = self.search_bm25(base, &spec.sets.judged(), spec.evaluate.depth);
+        let variants = vec![self.variant(base, "bm25", "", run)];
+        let figure = |key| base.bm25.as_ref().and_then(|fit| self.number(fit, key).ok().flatten());
+        // A posting is a document number and a frequency, four bytes each.
+        let bytes = |(postings, documents): (u64, u64)| 8.0 * postings as f64 / documents.max(1) as f64;
+        let bytes_per_passage = figure("postings").zip(figure("documents")).map_or(0.0, bytes);
+        let (name, kind) = ("bm25".to_owned(), "bm25".to_owned());
+        ReportRow { name, kind, dim: None, bytes_per_passage, variants, export: None }
+    }
+
+    fn variant(&mut self, base: &Base, row: &str, name: &str, run: ArtifactId) -> RowVariant {
+        let spec = self.context.spec;
+        let (queries, passages, sets) = (base.queries.clone(), base.passages.clone(), spec.sets.judged());
+        let evaluation = self.add(Task::Evaluate {
+            run: run.clone(),
+            queries: queries.clone(),
+            passages: passages.clone(),
+            sets: sets.clone(),
+            metrics: spec.evaluate.metrics.clone(),
+        });
+        let tag = if name.is_empty() { row.to_owned() } else { format!("{row}-{name}") };
+        let run = self.add(Task::ExportRun { run, name: tag, queries, passages, sets });
+        RowVariant { name: name.to_owned(), evaluation, run }
+    }
+
+    /// The report needs figures of every other task, so that it is planned when all of them are done.
+    fn report(
+        &mut self,
+        base: &Base,
+        rows: Vec<ReportRow>,
+        trained: &BTreeMap<&str, Trained>,
+        negatives: Option<ArtifactId>,
+    ) -> Result<(), PlanError> {
+        if self.known.iter().any(|id| (self.context.meta)(*id).is_none()) {
+            return Ok(());
+        }
+        let spec = self.context.spec;
+        // Here a missing figure is an error and no longer a matter of time.
+        if let Some(artifact) = base.bm25.as_ref().filter(|_| spec.baselines.bm25) {
+            self.number(artifact, "postings")?;
+            self.number(artifact, "documents")?;
+        }
+        for vectors in trained.values().filter_map(|student| student.vectors.passages.first()) {
+            self.number(vectors, "dim")?;
+        }
+        let phases = |name: &String| trained.get(name.as_str()).map(|student| student.phases.clone());
+        let training = spec.student.iter().filter_map(|student| Some((student.name.clone(), phases(&student.name)?)));
+        self.add(Task::Report {
+            job: self.context.job.clone(),
+            name: spec.name.clone(),
+            spec_digest: self.context.digest,
+            rows,
+            training: training.collect(),
+            negatives,
+            stages: (self.context.stages)(),
+            dev: spec.sets.dev.clone(),
+            test: spec.sets.test.clone(),
+            metrics: spec.evaluate.metrics.clone(),
+        });
+        self.plan.complete = true;
+        Ok(())
+    }
+}
+
+fn head<'t>(
+    student: &StudentSpec,
+    name: &str,
+    earlier: &'t BTreeMap<&str, Trained>,
+) -> Result<&'t Trained, PlanError> {
+    let unknown = || PlanError::UnknownHead { student: student.name.clone(), name: name.to_owned() };
+    earlier.get(name).filter(|trained| trained.kind == StudentKind::Head).ok_or_else(unknown)
+}
+
+/// How a side's texts become tokens; a student without own limits has the teacher's.
+fn text_input(spec: &JobSpec, side: Side, student: Option<&StudentSpec>) -> TextInput {
+    let teacher = &spec.teacher;
+    let (own, default, prefix) = match side {
+        Side::Query => (
+            student.and_then(|student| student.query_max_tokens),
+            teacher.query_max_tokens,
+            &teacher.query_prefix,
+        ),
+        Side::Passage => (
+            student.and_then(|student| student.passage_max_tokens),
+            teacher.passage_max_tokens,
+            &teacher.passage_prefix,
+        ),
+    };
+    TextInput { max_tokens: own.unwrap_or(default), prefix: prefix.clone() }
+}
+
+fn wants_bm25(spec: &JobSpec) -> bool {
+    spec.baselines.bm25 || (mines(spec) && spec.mining.from.contains(&MiningSource::Bm25))
+}
+
+fn mines(spec: &JobSpec) -> bool {
+    let phases = spec.student.iter().flat_map(|student| &student.phase);
+    phases.into_iter().any(|phase| phase.data == PhaseData::Queries && phase.negatives > 0)
+}
+
+fn starts_from_pca(student: &StudentSpec) -> bool {
+    student.init == "pca" && student.dim.is_some()
+}
+
+/// The dimensions of the PCA rows: those asked for, and the students' so that each has its rival.
+fn pca_dims(spec: &JobSpec, teacher: u32) -> Result<BTreeSet<u32>, PlanError> {
+    let mut dims: BTreeSet<u32> = spec.baselines.pca.iter().copied().collect();
+    if let Some(dim) = dims.iter().copied().find(|dim| *dim > teacher) {
+        return Err(PlanError::PcaDim { dim, teacher });
+    }
+    dims.extend(spec.student.iter().filter_map(|student| student.dim).filter(|dim| *dim < teacher));
+    Ok(dims)
+}
+
+/// A seed for one purpose. 53 bits, so that every JSON reader keeps it.
+fn derived_seed(seed: u64, purpose: &str, index: usize) -> u64 {
+    let digest = Digest::of_json(&serde_json::json!([seed, purpose, index])).to_string();
+    u64::from_str_radix(&digest[..13], 16).unwrap_or(seed) & ((1 << 53) - 1)
+}

@@ -1,0 +1,224 @@
+//! Jobs and workers as people see them.
+
+use super::advance::stage_summaries;
+use super::fact::Outcome;
+use super::place;
+use super::state::{JobRecord, State, TaskRecord, TaskStatus};
+use retort_common::ids::{Digest, JobId, WorkerId};
+use retort_common::task::Stage;
+
+/// Where a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// No task of it has run yet.
+    Pending,
+    /// A task of it runs or is done.
+    Running,
+    /// It has ended.
+    Ended(Outcome),
+}
+
+/// A job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobView {
+    /// Its id.
+    pub id: JobId,
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub standing: Standing,
+    /// The earliest stage that is not done.
+    pub stage: Option<Stage>,
+    /// Why it stands there.
+    pub reason: String,
+    /// Digest of spec and inputs.
+    pub digest: Digest,
+    /// For display only.
+    pub submitted_unix_ms: u64,
+    /// Time since it was accepted, until it ended; pauses of the coordinator not counted.
+    pub elapsed_ms: u64,
+    /// Its stages in order.
+    pub stages: Vec<StageView>,
+    /// What its float tasks are bound to.
+    pub fingerprint: Option<String>,
+}
+
+/// A stage of a job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageView {
+    /// Which.
+    pub stage: Stage,
+    /// Tasks known so far.
+    pub tasks: u32,
+    /// Tasks done.
+    pub done: u32,
+    /// Tasks whose artifact was there.
+    pub cached: u32,
+    /// Tasks in work.
+    pub running: u32,
+    /// Worker seconds spent.
+    pub seconds: f64,
+    /// Share of the work that is done, 0 to 1.
+    pub fraction: f64,
+    /// Seconds until it is done, if known.
+    pub eta_seconds: Option<f64>,
+    /// What its tasks in work report.
+    pub detail: String,
+    /// Whether no tasks will be added.
+    pub complete_plan: bool,
+}
+
+/// A worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerView {
+    /// Its id.
+    pub id: WorkerId,
+    /// Whether its session is up.
+    pub connected: bool,
+    /// Its device.
+    pub device: String,
+    /// Its kernels' fingerprint.
+    pub fingerprint: String,
+    /// Its program's version.
+    pub version: String,
+    /// The task in work as "job/stage digest".
+    pub task: String,
+    /// Compute threads.
+    pub threads: u32,
+    /// Tasks it has finished.
+    pub tasks_done: u64,
+}
+
+/// A job as it stands.
+pub fn job(state: &State, id: &JobId, now_ms: u64) -> Option<JobView> {
+    let record = state.jobs.get(id)?;
+    let stages: Vec<_> = stage_views(state, id, record, now_ms);
+    let begun = record.tasks.iter().filter_map(|id| state.tasks.get(id)).any(|task| task.attempts > 0);
+    let standing = match &record.end {
+        Some(end) => Standing::Ended(end.outcome),
+        None if begun || stages.iter().any(|stage| stage.done > 0) => Standing::Running,
+        None => Standing::Pending,
+    };
+    let until_ms = record.end.as_ref().map_or(now_ms, |end| end.at_ms);
+    Some(JobView {
+        id: id.clone(),
+        name: record.spec.name.clone(),
+        standing,
+        stage: stages.iter().find(|stage| stage.done < stage.tasks).map(|stage| stage.stage),
+        reason: reason(state, id, record),
+        digest: record.digest,
+        submitted_unix_ms: record.submitted_unix_ms,
+        elapsed_ms: until_ms.saturating_sub(record.submitted_at_ms),
+        stages,
+        fingerprint: record.fingerprint.clone(),
+    })
+}
+
+/// All workers, sorted by id.
+pub fn workers(state: &State) -> Vec<WorkerView> {
+    let of = |(id, worker): (&WorkerId, &super::state::WorkerRecord)| WorkerView {
+        id: id.clone(),
+        connected: worker.connected,
+        device: worker.device.clone(),
+        fingerprint: worker.fingerprint.clone(),
+        version: worker.version.clone(),
+        task: in_work(state, id),
+        threads: worker.threads,
+        tasks_done: worker.tasks_done,
+    };
+    state.workers.iter().map(of).collect()
+}
+
+fn in_work(state: &State, worker: &WorkerId) -> String {
+    let Some((id, _)) = state.running.get(worker).and_then(|set| set.first()) else { return String::new() };
+    match state.tasks.get(id).map(|record| (record.stage, &record.status)) {
+        Some((stage, TaskStatus::Running { job, .. })) => format!("{job}/{stage} {id:?}"),
+        _ => String::new(),
+    }
+}
+
+fn stage_views(state: &State, id: &JobId, record: &JobRecord, now_ms: u64) -> Vec<StageView> {
+    let of = |summary: retort_common::task::StageSummary| {
+        let tasks = record.tasks.iter().filter_map(|id| state.tasks.get(id));
+        let tasks: Vec<_> = tasks.filter(|task| task.stage == summary.name).collect();
+        let done = tasks.iter().filter(|task| task.is_done()).count() as u32;
+        let running: Vec<_> =
+            tasks.iter().filter(|task| matches!(task.status, TaskStatus::Running { .. })).collect();
+        let in_work: f64 = running.iter().map(|task| progress(task)).sum();
+        let made = f64::from(done - summary.cached) + in_work;
+        let to_make = f64::from(summary.tasks - summary.cached);
+        let started_ms = record.stage_started_ms.get(&summary.name);
+        let spent_ms = started_ms.map(|started_ms| now_ms.saturating_sub(*started_ms));
+        let live = record.end.is_none() && !running.is_empty() && made > 0.0;
+        let eta = |spent_ms: u64| spent_ms as f64 / 1000.0 * (to_make - made) / made;
+        StageView {
+            stage: summary.name,
+            tasks: summary.tasks,
+            done,
+            cached: summary.cached,
+            running: running.len() as u32,
+            seconds: summary.seconds,
+            fraction: (f64::from(done) + in_work) / f64::from(summary.tasks.max(1)),
+            eta_seconds: spent_ms.filter(|_| live).map(eta),
+            detail: detail(&running),
+            complete_plan: record.complete_plan,
+        }
+    };
+    stage_summaries(state, id, record).into_iter().map(of).collect()
+}
+
+fn progress(task: &TaskRecord) -> f64 {
+    let (done, total) = task.live.progress;
+    if total == 0 { 0.0 } else { (done as f64 / total as f64).min(1.0) }
+}
+
+fn detail(running: &[&&TaskRecord]) -> String {
+    let details: Vec<_> =
+        running.iter().map(|task| task.live.detail.as_str()).filter(|detail| !detail.is_empty()).collect();
+    match details.as_slice() {
+        [] => String::new(),
+        [one] => (*one).to_owned(),
+        [first, rest @ ..] => format!("{first} (and {} more)", rest.len()),
+    }
+}
+
+/// Why a job stands where it does.
+fn reason(state: &State, id: &JobId, record: &JobRecord) -> String {
+    if let Some(end) = &record.end {
+        return end.reason.clone();
+    }
+    let connected = state.workers.values().filter(|worker| worker.connected).count();
+    let open: Vec<_> = record.open.iter().filter_map(|id| state.tasks.get(id)).collect();
+    let running = open.iter().filter(|task| matches!(task.status, TaskStatus::Running { .. })).count();
+    if running > 0 {
+        let lost = open.iter().filter(|task| task.live.until_ms.is_some()).count();
+        let lost = if lost > 0 { format!(", {lost} of them wait for their worker to come back") } else { String::new() };
+        return format!("{running} tasks in work{lost}");
+    }
+    if connected == 0 {
+        return "waits for a worker: none is connected".to_owned();
+    }
+    if record.wants_fingerprint {
+        return "waits for a worker with a numerics fingerprint: none is connected".to_owned();
+    }
+    let stuck = open.iter().find(|task| {
+        task.blocked == 0
+            && task.status == TaskStatus::Pending
+            && !state.workers.values().any(|worker| place::is_eligible(worker, task))
+    });
+    if let Some(fingerprint) = stuck.and_then(|task| task.task.fingerprint()) {
+        return format!(
+            "waits for a worker with numerics fingerprint {fingerprint}: none of the {connected} connected has it"
+        );
+    }
+    if let Some((worker, message)) = open.iter().find_map(|task| task.failures.last()) {
+        return format!("will try again after a failure on worker {worker}: {message}");
+    }
+    if open.iter().any(|task| task.status == TaskStatus::Unprobed) {
+        return "looks for artifacts that exist already".to_owned();
+    }
+    if state.ready.iter().filter_map(|id| state.tasks.get(id)).any(|task| task.jobs.contains(id)) {
+        return format!("waits for one of {connected} workers to be free");
+    }
+    "is being planned".to_owned()
+}

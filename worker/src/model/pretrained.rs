@@ -1,0 +1,118 @@
+//! Encoders from Hugging Face directories.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::config::{ConfigError, EncoderConfig};
+use super::encoder::encoder_specs;
+use super::flat::ParamLayout;
+use super::weights::{FileDtype, WeightsError, read_parameters, write_parameters};
+
+/// Why an encoder could not be loaded or stored.
+#[derive(Debug, thiserror::Error)]
+pub enum PretrainedError {
+    /// Its `config.json`.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Its weights.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+}
+
+/// Loads `config.json` and `model.safetensors` of a directory: the encoder and its flat parameters, in the order of
+/// a tower with this encoder and no head.
+///
+/// With `layers`, only those layers are kept, in the order given and renumbered from 0: how a student starts from
+/// its teacher. Embeddings are kept whole.
+pub fn load_encoder(
+    dir: &Path,
+    layers: Option<&[usize]>,
+) -> Result<(EncoderConfig, Vec<f32>), PretrainedError> {
+    let config = EncoderConfig::read(&dir.join("config.json"))?;
+    let source = ParamLayout::new(encoder_specs(&config));
+    let params = read_parameters(&dir.join("model.safetensors"), &source)?;
+    let Some(layers) = layers else {
+        return Ok((config, params));
+    };
+    let last = config.layers - 1;
+    if let Some(layer) = layers.iter().find(|layer| **layer > last) {
+        return Err(WeightsError::Layer { path: dir.to_owned(), layer: *layer, last }.into());
+    }
+    let student = EncoderConfig { layers: layers.len(), ..config };
+    student.validate()?;
+    let target = ParamLayout::new(encoder_specs(&student));
+    let mut flat = vec![0.0; target.len()];
+    for entry in target.entries() {
+        let path = source_path(&entry.path, layers);
+        let origin = source.get(&path).expect("the source has every chosen layer");
+        flat[entry.range()].copy_from_slice(&params[origin.range()]);
+    }
+    Ok((student, flat))
+}
+
+/// The name in the source of a parameter of the student.
+fn source_path(path: &str, layers: &[usize]) -> String {
+    let Some((number, rest)) = path.strip_prefix("encoder.layer.").and_then(|rest| rest.split_once('.'))
+    else {
+        return path.to_owned();
+    };
+    let layer: usize = number.parse().expect("layers are numbered");
+    format!("encoder.layer.{}.{rest}", layers[layer])
+}
+
+/// Writes `config.json` and `model.safetensors` into `dir`, which must exist; transformers' `BertModel` reads them.
+///
+/// # Panics
+/// When `params` does not have the length of the encoder's layout.
+pub fn save_encoder(
+    dir: &Path,
+    config: &EncoderConfig,
+    params: &[f32],
+    dtype: FileDtype,
+) -> Result<(), PretrainedError> {
+    let layout = ParamLayout::new(encoder_specs(config));
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    write_parameters(&dir.join("model.safetensors"), &layout, params, dtype, &metadata)?;
+    let path = dir.join("config.json");
+    let text = serde_json::to_string_pretty(&config.to_json()).expect("a json value serializes");
+    std::fs::write(&path, text + "\n").map_err(|source| WeightsError::Io { path, source })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::tiny_encoder;
+    use super::*;
+    use crate::model::{Head, Input, Pooling, TowerConfig};
+
+    #[test]
+    fn an_encoder_survives_the_round_trip_and_gives_its_layers_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let encoder = tiny_encoder(3);
+        let tower = TowerConfig {
+            input: Input::Tokens { encoder: encoder.clone(), pooling: Pooling::Mean },
+            head: Head::None,
+        };
+        let params = tower.initial_params(7);
+        save_encoder(dir.path(), &encoder, &params, FileDtype::F32).unwrap();
+        assert_eq!(load_encoder(dir.path(), None).unwrap(), (encoder.clone(), params.clone()));
+
+        let (student, chosen) = load_encoder(dir.path(), Some(&[2, 0])).unwrap();
+        assert_eq!(student.layers, 2);
+        let (source, target) =
+            (ParamLayout::new(encoder_specs(&encoder)), ParamLayout::new(encoder_specs(&student)));
+        let check = |from: &str, to: &str| {
+            let (from, to) = (source.get(from).unwrap(), target.get(to).unwrap());
+            assert_eq!(params[from.range()], chosen[to.range()], "{} into {}", from.path, to.path);
+        };
+        check("embeddings.word_embeddings.weight", "embeddings.word_embeddings.weight");
+        check("encoder.layer.2.output.dense.weight", "encoder.layer.0.output.dense.weight");
+        check("encoder.layer.0.output.dense.weight", "encoder.layer.1.output.dense.weight");
+
+        for layers in [&[3][..], &[]] {
+            assert!(load_encoder(dir.path(), Some(layers)).is_err(), "{layers:?} must be refused");
+        }
+        let message = load_encoder(dir.path(), Some(&[3])).unwrap_err().to_string();
+        assert!(message.contains("layer 3") && message.contains("0 to 2"), "{message}");
+    }
+}

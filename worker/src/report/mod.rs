@@ -1,0 +1,29 @@
+//! What a finished job tells its user: one plain value, rendered three times. Nothing here reads or
+//! writes files; the report task does.
+//!
+//! - [`data`]: what a report is made of, [`ReportData`]
+//! - [`summary`]: the order of the rows, shares of the teacher, the sentences that a user needs
+//! - [`format`]: numbers and names as text
+//! - [`mod@json`]: the same for programs, report.json
+//! - [`table`]: the table on the terminal
+//! - [`html`]: report.html, one page that asks nothing of the network
+
+pub mod data;
+pub mod format;
+pub mod html;
+pub mod json;
+pub mod summary;
+pub mod table;
+
+#[cfg(test)]
+mod sample;
+#[cfg(test)]
+mod tests;
+
+pub use data::{
+    Comparison, FilterCount, Histogram, Kind, NegativesAudit, Phase, ReportData, Row, Shortfall, StageTime,
+    StepPoint, SuspiciousNegative, Training,
+};
+pub use html::render_html;
+pub use json::render_json;
+pub use table::render_table;
