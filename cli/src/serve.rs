@@ -1,6 +1,7 @@
 //! The coordinator's and the worker's process.
 
 use crate::args::{CoordinatorArgs, Process, WorkerStart};
+use crate::config;
 use crate::exit::Exit;
 use retort_common::telemetry;
 use std::io::Read;
@@ -11,6 +12,7 @@ pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<Exit> {
 }
 
 pub async fn worker(args: WorkerStart) -> anyhow::Result<Exit> {
+    let (_addresses, _net) = config::resolve(&args.connect)?;
     begin(&args.process)?;
     anyhow::bail!("the worker is not wired yet")
 }

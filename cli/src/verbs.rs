@@ -196,11 +196,11 @@ async fn reach(client: &Client, id: &str, goal: &Goal) -> anyhow::Result<Exit> {
     let mut changes = client.watch(id);
     let mut last = None;
     while let Some(job) = changes.next().await? {
-        if let Goal::Stage(name) = goal {
-            if job.stages.iter().any(|stage| &stage.name == name && stage.is_done()) {
-                eprintln!("stage {name} of job {} is done", job.id);
-                return Ok(Exit::Ok);
-            }
+        if let Goal::Stage(name) = goal
+            && job.stages.iter().any(|stage| &stage.name == name && stage.is_done())
+        {
+            eprintln!("stage {name} of job {} is done", job.id);
+            return Ok(Exit::Ok);
         }
         last = Some(job);
     }
