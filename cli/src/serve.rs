@@ -3,18 +3,47 @@
 use crate::args::{CoordinatorArgs, Process, WorkerStart};
 use crate::config;
 use crate::exit::Exit;
+use retort_common::net::NetOptions;
+use retort_common::store::Store;
 use retort_common::telemetry;
+use retort_coordinator::Config;
 use std::io::Read;
 
 pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<Exit> {
     begin(&args.process)?;
-    anyhow::bail!("the coordinator is not wired yet")
+    let config = Config {
+        store: Store::open(&args.store)?,
+        listen: args.listen,
+        net: NetOptions { tls: config::tls_files(&args.tls)?, failure_detection: args.failure_detection },
+        address_file: args.address_file,
+    };
+    retort_coordinator::run(config, told_to_stop(), None).await?;
+    Ok(Exit::Ok)
 }
 
 pub async fn worker(args: WorkerStart) -> anyhow::Result<Exit> {
     let (_addresses, _net) = config::resolve(&args.connect)?;
     begin(&args.process)?;
     anyhow::bail!("the worker is not wired yet")
+}
+
+/// Returns at Ctrl-C, and where there is one at the signal by which service managers end a process.
+async fn told_to_stop() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            return;
+        }
+    }
+    // Without a signal to listen to, only a kill ends the process, which it survives.
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 fn begin(process: &Process) -> anyhow::Result<()> {

@@ -196,7 +196,6 @@ mod cluster {
     }
 
     #[test]
-    #[ignore = "the coordinator's process is not wired into the command yet"]
     fn unknown_jobs_are_exit_102_and_empty_lists_are_lists() {
         let mut cluster = Cluster::start();
         for round in 0..2 {
@@ -230,7 +229,6 @@ mod cluster {
     }
 
     #[test]
-    #[ignore = "the coordinator's process is not wired into the command yet"]
     fn a_job_is_accepted_once_survives_a_kill_and_ends_when_cancelled() {
         let mut cluster = Cluster::start();
         write_spec(cluster.home.path());
