@@ -262,8 +262,9 @@ pub struct WorkerStart {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
     /// What computes.
+    /// auto or flex.
     #[arg(long, default_value = "auto")]
-    pub device: Device,
+    pub device: String,
     /// Folder for artifacts read from the store; a temporary one without it.
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
@@ -275,14 +276,6 @@ pub struct WorkerStart {
     pub failure_detection: Duration,
     #[command(flatten)]
     pub process: Process,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Device {
-    /// The best that this build and machine have.
-    Auto,
-    /// The CPU, in pure Rust.
-    Flex,
 }
 
 #[derive(Debug, Args)]

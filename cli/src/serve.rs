@@ -3,11 +3,16 @@
 use crate::args::{CoordinatorArgs, Process, WorkerStart};
 use crate::config;
 use crate::exit::Exit;
+use retort_common::ids::WorkerId;
 use retort_common::net::NetOptions;
 use retort_common::store::Store;
 use retort_common::telemetry;
 use retort_coordinator::Config;
+use retort_worker::executor::TaskExecutor;
+use retort_worker::model::{Device, probe};
+use retort_worker::session;
 use std::io::Read;
+use std::sync::Arc;
 
 pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<Exit> {
     begin(&args.process)?;
@@ -22,9 +27,37 @@ pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<Exit> {
 }
 
 pub async fn worker(args: WorkerStart) -> anyhow::Result<Exit> {
-    let (_addresses, _net) = config::resolve(&args.connect)?;
+    let (coordinators, net) = config::resolve(&args.connect)?;
     begin(&args.process)?;
-    anyhow::bail!("the worker is not wired yet")
+    let device = Device::parse(&args.device)?;
+    let threads = match args.threads {
+        Some(threads) => usize::from(threads),
+        None => std::thread::available_parallelism()?.get(),
+    };
+    // The pool is global and made once, before any tensor is.
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    let worker: WorkerId = match args.id {
+        Some(id) => id.parse()?,
+        None => format!("worker-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]).parse()?,
+    };
+    // A folder of its own for each process: two workers on a host must not clean up each other's files.
+    let folder = match args.cache {
+        Some(folder) => folder.join(worker.as_str()),
+        None => std::env::temp_dir().join(format!("retort-{worker}")),
+    };
+    let runtime = tokio::runtime::Handle::current();
+    let executor = TaskExecutor::new(device.clone(), threads, &folder, args.cache_bytes, runtime)?;
+    let config = session::Config {
+        coordinators,
+        worker,
+        device: device.name().to_owned(),
+        fingerprint: tokio::task::spawn_blocking(move || probe(&device)).await?,
+        threads: u32::try_from(threads)?,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        net,
+    };
+    session::run(config, Arc::new(executor), told_to_stop()).await?;
+    Ok(Exit::Ok)
 }
 
 /// Returns at Ctrl-C, and where there is one at the signal by which service managers end a process.
