@@ -136,7 +136,7 @@ impl Objects for Store {
 pub struct ObjectJournal<O> {
     objects: O,
     /// Gives the next nonce.
-    nonce: Box<dyn FnMut() -> String + Send>,
+    nonce: Box<dyn Fn() -> String + Send + Sync>,
     epoch: u64,
     next: u64,
     first_pause: Duration,
@@ -151,7 +151,7 @@ enum Found {
 
 impl<O: Objects> ObjectJournal<O> {
     /// A journal that is not fenced yet.
-    pub fn new(objects: O, nonce: impl FnMut() -> String + Send + 'static) -> Self {
+    pub fn new(objects: O, nonce: impl Fn() -> String + Send + Sync + 'static) -> Self {
         Self { objects, nonce: Box::new(nonce), epoch: 0, next: 0, first_pause: FIRST_PAUSE }
     }
 

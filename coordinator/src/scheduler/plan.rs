@@ -115,13 +115,13 @@ struct Trained {
     export: ArtifactId,
 }
 
-struct Planner<'a> {
-    context: &'a PlanContext<'a>,
+struct Planner<'p, 'a> {
+    context: &'p PlanContext<'a>,
     plan: Plan,
     known: BTreeSet<TaskId>,
 }
 
-impl Planner<'_> {
+impl Planner<'_, '_> {
     fn run(&mut self) -> Result<(), PlanError> {
         let Some(base) = self.base()? else { return Ok(()) };
         let Some(dim) = self.teacher_dim(&base)? else { return Ok(()) };
