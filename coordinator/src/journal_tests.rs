@@ -234,12 +234,17 @@ fn interleave(names: &[&'static str], faults: &[Fault], mut choose: impl FnMut(u
     let found = runtime.block_on(replay(&memory));
     let (acknowledged, fenced) = told.lock().unwrap().clone();
     for text in &acknowledged {
-        assert_eq!(found.iter().filter(|other| *other == text).count(), 1, "{text} was acknowledged: {found:?}");
+        assert_eq!(
+            found.iter().filter(|other| *other == text).count(),
+            1,
+            "{text} was acknowledged: {found:?}"
+        );
     }
     for text in &fenced {
         assert!(!found.contains(text), "{text} was refused: {found:?}");
     }
-    let places: Vec<_> = acknowledged.iter().map(|text| found.iter().position(|other| other == text)).collect();
+    let places: Vec<_> =
+        acknowledged.iter().map(|text| found.iter().position(|other| other == text)).collect();
     assert!(places.is_sorted(), "{acknowledged:?} came back as {found:?}");
 }
 

@@ -77,7 +77,8 @@ impl Logs {
         let Some(log) = self.jobs.get(job) else { return (Vec::new(), filter.after) };
         let passes = |line: &&LogLine| {
             line.sequence > filter.after
-                && (filter.worker.is_empty() || line.worker.as_ref().is_some_and(|id| id.as_str() == filter.worker))
+                && (filter.worker.is_empty()
+                    || line.worker.as_ref().is_some_and(|id| id.as_str() == filter.worker))
                 && (filter.stage.is_empty() || line.stage.is_some_and(|stage| stage.name() == filter.stage))
         };
         let limit = if filter.tail == 0 { usize::MAX } else { filter.tail };

@@ -101,8 +101,12 @@ fn commonest_fingerprint(state: &State) -> Option<String> {
 }
 
 fn probe(state: &State, decision: &mut Decision) {
-    let artifacts: Vec<_> =
-        state.unprobed.iter().filter_map(|id| state.tasks.get(id)).map(|record| record.task.output()).collect();
+    let artifacts: Vec<_> = state
+        .unprobed
+        .iter()
+        .filter_map(|id| state.tasks.get(id))
+        .map(|record| record.task.output())
+        .collect();
     if artifacts.is_empty() {
         return;
     }

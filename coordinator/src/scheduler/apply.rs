@@ -189,7 +189,8 @@ fn apply_to_task(state: &mut State, fact: &Fact) {
             state.clock_ms = state.clock_ms.max(*at_ms);
         }
         Fact::Completed { task, meta, elapsed_ms, found, at_ms, .. } => {
-            let Some(TaskStatus::Running { worker, job, .. }) = state.tasks.get(task).map(|record| &record.status)
+            let Some(TaskStatus::Running { worker, job, .. }) =
+                state.tasks.get(task).map(|record| &record.status)
             else {
                 return;
             };
@@ -261,7 +262,8 @@ fn set_status(state: &mut State, id: TaskId, status: TaskStatus) {
             let Some(job) = state.jobs.get_mut(&job) else { continue };
             job.open.remove(&id);
             // A plan is costly, so it is made again only after a task whose meta it waits for.
-            let tells = stage == Stage::Shard || (stage == Stage::Embed && !job.rows_planned) || job.open.is_empty();
+            let tells =
+                stage == Stage::Shard || (stage == Stage::Embed && !job.rows_planned) || job.open.is_empty();
             job.replan |= tells && job.end.is_none() && !job.complete_plan;
         }
     }

@@ -7,8 +7,8 @@ use retort_common::ids::{Digest, JobId, TaskId};
 use retort_common::spec::inputs::{JobInputs, ModelFiles};
 use retort_common::spec::{JobSpec, MiningSource, PhaseData, PhaseSpec, StudentKind, StudentSpec};
 use retort_common::task::{
-    ArtifactId, Encoder, OrderTokens, PcaReduction, PhaseLength, ProjectionStart, ReportRow, Retriever, RowVariant,
-    Side, StageSummary, StudentStart, Table, Task, TextInput, VectorSet,
+    ArtifactId, Encoder, OrderTokens, PcaReduction, PhaseLength, ProjectionStart, ReportRow, Retriever,
+    RowVariant, Side, StageSummary, StudentStart, Table, Task, TextInput, VectorSet,
 };
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -73,7 +73,9 @@ pub enum PlanError {
         teacher: u32,
     },
     /// A name that no earlier head has.
-    #[error("student {student:?}: {name:?} is not the teacher and no earlier head; put that student before this one")]
+    #[error(
+        "student {student:?}: {name:?} is not the teacher and no earlier head; put that student before this one"
+    )]
     UnknownHead {
         /// Whose spec.
         student: String,
@@ -127,7 +129,8 @@ impl Planner<'_, '_> {
         let Some(dim) = self.teacher_dim(&base)? else { return Ok(()) };
         let spec = self.context.spec;
         let pca_dims = pca_dims(spec, dim)?;
-        let pca = (!pca_dims.is_empty() || spec.student.iter().any(starts_from_pca)).then(|| self.fit_pca(&base));
+        let pca =
+            (!pca_dims.is_empty() || spec.student.iter().any(starts_from_pca)).then(|| self.fit_pca(&base));
         let negatives = mines(spec).then(|| self.mine(&base));
         let mut trained: BTreeMap<&str, Trained> = BTreeMap::new();
         for student in &spec.student {
@@ -374,8 +377,8 @@ impl Planner<'_, '_> {
     ) -> Result<StudentStart, PlanError> {
         let missing = |key| PlanError::Missing { student: student.name.clone(), key };
         let init = match student.init.as_str() {
-            // An encoder without a projection has nothing to start.
-            _ if student.kind == StudentKind::Encoder && student.dim.is_none() => ProjectionStart::Random,
+            // An MLP cannot start from a linear map, and an encoder without a projection has nothing to start.
+            _ if student.hidden.is_some() || student.dim.is_none() => ProjectionStart::Random,
             "random" => ProjectionStart::Random,
             "pca" => ProjectionStart::Pca { pca: pca.cloned().ok_or_else(|| missing("pca"))? },
             name => ProjectionStart::Head { student: head(student, name, earlier)?.last.clone() },
@@ -557,7 +560,8 @@ impl Planner<'_, '_> {
             self.number(vectors, "dim")?;
         }
         let phases = |name: &String| trained.get(name.as_str()).map(|student| student.phases.clone());
-        let training = spec.student.iter().filter_map(|student| Some((student.name.clone(), phases(&student.name)?)));
+        let training =
+            spec.student.iter().filter_map(|student| Some((student.name.clone(), phases(&student.name)?)));
         self.add(Task::Report {
             job: self.context.job.clone(),
             name: spec.name.clone(),
@@ -612,7 +616,7 @@ fn mines(spec: &JobSpec) -> bool {
 }
 
 fn starts_from_pca(student: &StudentSpec) -> bool {
-    student.init == "pca" && student.dim.is_some()
+    student.init == "pca" && student.dim.is_some() && student.hidden.is_none()
 }
 
 /// The dimensions of the PCA rows: those asked for, and the students' so that each has its rival.

@@ -6,8 +6,21 @@ use std::path::Path;
 fn the_scheduler_names_no_clock_randomness_or_io() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/scheduler");
     let banned = [
-        "tokio", "tonic", "object_store", "Instant", "SystemTime", "rand::", "HashMap", "HashSet", "async ", "uuid",
-        "std::fs", "std::env", "std::net", "retort_common::proto", "retort_common::store",
+        "tokio",
+        "tonic",
+        "object_store",
+        "Instant",
+        "SystemTime",
+        "rand::",
+        "HashMap",
+        "HashSet",
+        "async ",
+        "uuid",
+        "std::fs",
+        "std::env",
+        "std::net",
+        "retort_common::proto",
+        "retort_common::store",
     ];
     let mut files = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
