@@ -179,7 +179,9 @@ impl<O: Objects> ObjectJournal<O> {
                     Err(error) => return Err(error),
                 },
             }
-            tokio::time::sleep(pause).await;
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
         Err(JournalError::Timeout { path, tries: TRIES })
