@@ -57,10 +57,10 @@ impl Logs {
     /// Adds a record; its sequence is set here.
     pub fn push(&mut self, job: JobId, line: LogLine) {
         if !self.jobs.contains_key(&job) {
-            if self.oldest.len() >= JOBS_WITH_LOGS {
-                if let Some(old) = self.oldest.pop_front() {
-                    self.jobs.remove(&old);
-                }
+            if self.oldest.len() >= JOBS_WITH_LOGS
+                && let Some(old) = self.oldest.pop_front()
+            {
+                self.jobs.remove(&old);
             }
             self.oldest.push_back(job.clone());
         }

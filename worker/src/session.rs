@@ -208,7 +208,10 @@ pub async fn run(
         let Some(url) = session.config.coordinators.get(which).cloned() else { return Ok(()) };
         let dialled = Instant::now();
         let cause = tokio::select! {
-            () = &mut shutdown => return Ok(session.stop()),
+            () = &mut shutdown => {
+                session.stop();
+                return Ok(());
+            }
             cause = session.serve(&url) => cause,
         };
         // A session that held for a while begins the pauses anew.
@@ -220,7 +223,10 @@ pub async fn run(
             pause.as_millis()
         );
         tokio::select! {
-            () = &mut shutdown => return Ok(session.stop()),
+            () = &mut shutdown => {
+                session.stop();
+                return Ok(());
+            }
             () = tokio::time::sleep(pause) => {}
         }
     }

@@ -236,12 +236,12 @@ fn set_status(state: &mut State, id: TaskId, status: TaskStatus) {
     if record.is_done() {
         return;
     }
-    if let TaskStatus::Running { attempt, worker, .. } = &record.status {
-        if let Some(set) = state.running.get_mut(worker) {
-            set.remove(&(id, *attempt));
-            if set.is_empty() {
-                state.running.remove(worker);
-            }
+    if let TaskStatus::Running { attempt, worker, .. } = &record.status
+        && let Some(set) = state.running.get_mut(worker)
+    {
+        set.remove(&(id, *attempt));
+        if set.is_empty() {
+            state.running.remove(worker);
         }
     }
     if let TaskStatus::Running { attempt, worker, .. } = &status {

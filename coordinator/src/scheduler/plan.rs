@@ -1,7 +1,10 @@
 //! A job's tasks, as far as they can be known: the plan grows as metas of done tasks come in.
 //!
-//! 1. the corpus' shards; 2. with their number, the questions' shards; 3. with a fingerprint, the teacher's
-//! vectors; 4. with their dimension, everything else but the report; 5. when all of that is done, the report.
+//! 1. the corpus' shards
+//! 2. with their number, the questions' shards
+//! 3. with a fingerprint, the teacher's vectors
+//! 4. with their dimension, everything else but the report
+//! 5. when all of that is done, the report
 //!
 //! - [`students`]: rows in step order, training, vectors and export of a student
 //! - [`rows`]: the report and its rows
