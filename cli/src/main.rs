@@ -1,2 +1,81 @@
 //! The `retort` command.
-fn main() {}
+//!
+//! - [`args`]: the command line
+//! - [`verbs`]: the client's verbs
+//! - [`run`]: a whole cluster on this machine, for one job
+//! - [`serve`]: the coordinator's and the worker's process
+//! - [`config`]: where the coordinator is
+//! - [`output`]: tables and JSON
+//! - [`exit`]: exit codes
+
+mod args;
+mod config;
+mod exit;
+mod output;
+mod run;
+mod serve;
+mod verbs;
+
+use args::{Cli, Verb, WorkerVerb};
+use clap::Parser;
+use exit::Exit;
+use std::process::ExitCode;
+
+/// Large, short-lived buffers on several threads are what it is good at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    // clap itself prints usage errors and exits with 2.
+    let cli = Cli::parse();
+    let outcome = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| {
+            let outcome = runtime.block_on(dispatch(cli.verb));
+            // A blocked thread must not hold the process that has nothing left to do.
+            runtime.shutdown_background();
+            outcome
+        });
+    match outcome {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            let exit = Exit::of_error(&error);
+            if exit != Exit::Ok {
+                eprintln!("error: {}", one_text(&error));
+            }
+            exit.into()
+        }
+    }
+}
+
+async fn dispatch(verb: Verb) -> anyhow::Result<Exit> {
+    match verb {
+        Verb::Run(args) => run::run(args).await,
+        Verb::Submit(args) => verbs::submit(args).await,
+        Verb::List(args) => verbs::list(args).await,
+        Verb::Get(args) => verbs::get(args).await,
+        Verb::Describe(args) => verbs::describe(args).await,
+        Verb::Logs(args) => verbs::logs(args).await,
+        Verb::Wait(args) => verbs::wait(args).await,
+        Verb::Cancel(args) => verbs::cancel(args).await,
+        Verb::Worker(args) => match args.verb {
+            Some(WorkerVerb::List(list)) => verbs::worker_list(list, &args.start.connect).await,
+            None => serve::worker(args.start).await,
+        },
+        Verb::Coordinator(args) => serve::coordinator(args).await,
+        Verb::Version => {
+            output::line(&format!("retort {}", env!("CARGO_PKG_VERSION")))?;
+            Ok(Exit::Ok)
+        }
+    }
+}
+
+/// The error and its causes, leaving out causes that an outer message repeats.
+fn one_text(error: &anyhow::Error) -> String {
+    error.chain().skip(1).fold(error.to_string(), |text, cause| {
+        let cause = cause.to_string();
+        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
+    })
+}

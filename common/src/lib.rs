@@ -11,6 +11,7 @@
 //! - [`proto`]: the generated protocol
 
 pub mod artifact;
+pub mod client;
 pub mod ids;
 pub mod net;
 pub mod proto;

@@ -1,7 +1,10 @@
 //! What a Retort worker does: it holds a session with the coordinator, runs tasks on its device and
 //! exchanges vectors and gradients with its peers.
 //!
-//! - [`matrix`]: the row-major `f32` matrix that vectors travel in
+//! - [`session`]: the worker's side of the session
+//! - [`executor`]: runs an assignment to its artifact
+//! - [`tasks`]: the tasks themselves
+//! - [`training`]: the canonical gradient tree and checkpoints
 //! - [`model`]: encoders and heads on burn; the only module that names burn
 //! - [`optimizer`]: AdamW, schedules and clipping on the flat parameter vector
 //! - [`losses`]: distillation and contrastive losses as functions of vectors
@@ -9,10 +12,11 @@
 //! - [`search`]: exact top-k, BM25, merging of ranked lists
 //! - [`mining`]: hard negatives from ranked lists
 //! - [`metrics`]: retrieval metrics, significance, DPR's answer rule
-//! - [`report`]: the table, report.json and report.html
-//! - [`session`]: the session with the coordinator
+//! - [`report`]: a job's report as table, JSON and page
 //! - [`text`]: tokenisers and token batches
+//! - [`matrix`], [`tables`], [`vectors`]: data in memory, in Parquet and in safetensors
 
+pub mod executor;
 pub mod fit;
 pub mod losses;
 pub mod matrix;
@@ -23,4 +27,8 @@ pub mod optimizer;
 pub mod report;
 pub mod search;
 pub mod session;
+pub mod tables;
+pub mod tasks;
 pub mod text;
+pub mod training;
+pub mod vectors;

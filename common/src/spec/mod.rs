@@ -2,6 +2,7 @@
 //!
 //! - [`JobSpec`] and its parts: every key with its meaning, unit and default
 //! - [`parse`](parse()): TOML and `--set k=v` to a checked spec; errors name line, key and the nearest valid key
+//! - [`digest`](digest()): names what a job is asked to do
 //! - [`inputs`]: the files a spec names, with the digests recorded at submit
 
 mod check;
@@ -11,7 +12,14 @@ mod parse;
 pub use check::{ContradictionError, check};
 pub use parse::{SpecError, parse};
 
+use crate::ids::Digest;
 use serde::{Deserialize, Serialize};
+
+/// Names what a job is asked to do: two jobs with one digest have one result. Coordinator and clients both
+/// compute it, so it stands here.
+pub fn digest(spec: &JobSpec, inputs: &inputs::JobInputs) -> Digest {
+    Digest::of_json(&serde_json::json!({ "spec": spec, "inputs": inputs }))
+}
 
 /// One distillation job: corpus, teacher, students, baselines and how to judge them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -148,6 +148,16 @@ impl Run {
         run.checked(file)
     }
 
+    /// Orders documents of equal score by id ascending. ir_measures does so for a
+    /// reciprocal rank with a cutoff, and only there; runs with many ties differ in the third digit.
+    pub fn order_ties_by_lowest_id(&mut self) {
+        for documents in self.queries.values_mut() {
+            documents
+                .chunk_by_mut(|a, b| a.score == b.score)
+                .for_each(|tied| tied.sort_by(|a, b| a.id.cmp(&b.id)));
+        }
+    }
+
     fn append(&mut self, query: &str, document: RankedDocument) {
         match self.queries.get_mut(query) {
             Some(documents) => documents.push(document),
@@ -256,6 +266,9 @@ mod tests {
         let text = "q Q0 a 1 1.0 x\nq\tQ0\tb\t2\t1.0 x\nq Q0 c 3 2 x\n\nq Q0 d 0 1.00000000001 x\n";
         let run = Run::read_trec("r", text.as_bytes()).unwrap();
         assert_eq!(ids(&run, "q"), ["c", "d", "b", "a"]);
+        let mut lowest = run;
+        lowest.order_ties_by_lowest_id();
+        assert_eq!(ids(&lowest, "q"), ["c", "a", "b", "d"]);
     }
 
     #[test]

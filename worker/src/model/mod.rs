@@ -1,6 +1,7 @@
 //! Encoders and heads on burn; the only module that names burn.
 //!
 //! - [`tower`]: [`Tower`], what training and embedding use: forward, backward, flat parameters
+//! - [`shape`]: [`TowerConfig`], what a tower is made of
 //! - [`encoder`]: BERT as a function of its parameters
 //! - [`config`]: the shape of an encoder, from and to `config.json`
 //! - [`flat`]: where each parameter lies in the flat vector
@@ -15,6 +16,7 @@ mod flat;
 mod init;
 mod pretrained;
 mod probe;
+mod shape;
 mod tower;
 mod weights;
 
@@ -22,7 +24,8 @@ pub use config::{ConfigError, EncoderConfig};
 pub use flat::{ParamEntry, ParamLayout};
 pub use pretrained::{PretrainedError, load_encoder, save_encoder};
 pub use probe::probe;
-pub use tower::{Batch, Forward, Head, Input, Pooling, Tower, TowerConfig, TowerError};
+pub use shape::{Head, Input, Pooling, TowerConfig, TowerError};
+pub use tower::{Batch, Forward, Tower};
 pub use weights::{FileDtype, WeightsError, read_parameters, write_parameters, write_safetensors};
 
 /// A device name that this build does not know.
@@ -47,7 +50,7 @@ pub enum DeviceError {
 /// Where tensors live and what computes with them. Always passed explicitly: burn's default device depends on what
 /// the binary was built with.
 #[derive(Clone, Debug)]
-pub struct Device(pub(crate) burn::tensor::Device);
+pub struct Device(burn::tensor::Device);
 
 impl Device {
     /// The pure-Rust CPU backend.
@@ -70,5 +73,7 @@ impl Device {
     }
 }
 
+#[cfg(test)]
+mod parity;
 #[cfg(test)]
 mod tests;

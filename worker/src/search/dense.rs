@@ -132,8 +132,8 @@ fn scan<'a>(
 fn offer(best: &mut Best, scores: &[f32], first_row: u64) -> Result<(), u64> {
     let mut threshold = best.threshold();
     for (lane, scores) in scores.chunks(LANES).enumerate() {
-        // Most lanes hold nothing; the negated comparison lets NaN through to be refused.
-        if !scores.iter().fold(false, |any, score| any | !(*score < threshold)) {
+        // Most lanes hold nothing that enters; NaN is looked at too, to be refused.
+        if !scores.iter().fold(false, |any, score| any | (*score >= threshold) | score.is_nan()) {
             continue;
         }
         for (at, score) in scores.iter().enumerate() {

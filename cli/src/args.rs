@@ -1,0 +1,419 @@
+//! The command line: every verb and flag, as clap reads them.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use retort_common::client::JobState;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const EXIT_CODES: &str = "Exit codes: 0 ok, 1 error, 2 usage or a bad spec, 3 coordinator unreachable, 4 denied, \
+    100 job failed, 101 job not finished, 102 job not found, 103 job cancelled, 124 wait timed out, 130 interrupted.";
+
+/// Distils dense retrievers on a cluster, or on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "retort", version, propagate_version = true, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run a job to its end on this machine: starts a coordinator and workers, and ends them with the job.
+    Run(RunArgs),
+    /// Submit a job and print its id.
+    Submit(SubmitArgs),
+    /// List jobs, newest first; those that have ended with --all.
+    List(ListArgs),
+    /// Show one job in a line.
+    Get(GetArgs),
+    /// Show one job with its stages.
+    Describe(GetArgs),
+    /// Print a job's log.
+    Logs(LogsArgs),
+    /// Wait until a job has ended, or for a stage of it; the exit code says how it ended.
+    Wait(WaitArgs),
+    /// End a job.
+    Cancel(CancelArgs),
+    /// Start a worker, or list the coordinator's workers.
+    Worker(WorkerArgs),
+    /// Start a coordinator.
+    Coordinator(CoordinatorArgs),
+    /// Print the version.
+    Version,
+}
+
+/// Where the coordinator is.
+#[derive(Clone, Debug, Args)]
+pub struct Connect {
+    /// Address of the coordinator, http://HOST:PORT; several, with commas between, are tried in turn.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "RETORT_COORDINATOR",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub coordinator: Vec<String>,
+    #[command(flatten)]
+    pub tls: Tls,
+}
+
+/// Mutual TLS: all three files or none.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Tls {
+    /// Own certificate chain, PEM.
+    #[arg(long, value_name = "FILE", env = "RETORT_TLS_CERT", hide_env_values = true)]
+    pub tls_cert: Option<PathBuf>,
+    /// Key of the own certificate, PEM.
+    #[arg(long, value_name = "FILE", env = "RETORT_TLS_KEY", hide_env_values = true)]
+    pub tls_key: Option<PathBuf>,
+    /// Authority that the other side's certificate must come from, PEM.
+    #[arg(long, value_name = "FILE", env = "RETORT_TLS_CA", hide_env_values = true)]
+    pub tls_ca: Option<PathBuf>,
+}
+
+/// A spec file and what to change in it.
+#[derive(Debug, Args)]
+pub struct SpecArgs {
+    /// The job spec, TOML.
+    #[arg(value_name = "SPEC")]
+    pub file: PathBuf,
+    /// Set a key of the spec, e.g. --set corpus.path=/data/wiki; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub sets: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub spec: SpecArgs,
+    /// Where artifacts, reports and the journal are kept; a folder in the user's data directory without it.
+    #[arg(long, value_name = "URL")]
+    pub store: Option<String>,
+    /// Worker processes; as many as cores, at most 8, without it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: Option<u16>,
+    /// Compute threads of each worker.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: u16,
+    /// What to print at the end: the report's table, or report.json.
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: ReportFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub struct SubmitArgs {
+    #[command(flatten)]
+    pub spec: SpecArgs,
+    /// Name of the job instead of the spec's.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Wait until the job has ended; the exit code says how.
+    #[arg(long, conflicts_with = "follow")]
+    pub wait: bool,
+    /// Print the job's log until it has ended; the exit code says how.
+    #[arg(long)]
+    pub follow: bool,
+    /// Print nothing but the id.
+    #[arg(long)]
+    pub id_only: bool,
+    /// Name of this submit: repeating it with the same name gives the same job.
+    #[arg(long, value_name = "ID")]
+    pub request_id: Option<String>,
+    /// Check the spec, find and hash its files, and print what would be submitted.
+    #[arg(long, conflicts_with_all = ["wait", "follow", "id_only"])]
+    pub dry_run: bool,
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
+    #[command(flatten)]
+    pub connect: Connect,
+}
+
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Also jobs that have ended.
+    #[arg(long, short)]
+    pub all: bool,
+    /// Only jobs in this state; implies --all.
+    #[arg(long, value_name = "STATE", ignore_case = true)]
+    pub state: Option<JobState>,
+    /// Go on and print a job again whenever it has changed.
+    #[arg(long)]
+    pub watch: bool,
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
+    #[command(flatten)]
+    pub connect: Connect,
+}
+
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    /// The job's id, or as much of its beginning as no other job has.
+    pub id: String,
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
+    #[command(flatten)]
+    pub connect: Connect,
+}
+
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The job's id or its unambiguous beginning.
+    pub id: String,
+    /// Go on until the job has ended; the exit code says how.
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only the newest lines.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub tail: Option<u32>,
+    /// Only lines of this worker.
+    #[arg(long, value_name = "ID")]
+    pub worker: Option<String>,
+    /// Only lines of this stage.
+    #[arg(long)]
+    pub stage: Option<String>,
+    #[arg(long, short, value_name = "FORMAT", default_value = "text")]
+    pub output: LogFormat,
+    #[command(flatten)]
+    pub connect: Connect,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Jsonl,
+}
+
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    /// The job's id or its unambiguous beginning.
+    pub id: String,
+    /// What to wait for: succeeded, or stage=NAME for the end of a stage.
+    #[arg(long = "for", value_name = "WHAT", default_value = "succeeded", value_parser = goal)]
+    pub goal: Goal,
+    /// Give up after this long, e.g. 90s, 10m or 2h.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub timeout: Option<Duration>,
+    #[command(flatten)]
+    pub connect: Connect,
+}
+
+/// What a wait is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// The job's success.
+    Succeeded,
+    /// The end of a stage.
+    Stage(String),
+}
+
+#[derive(Debug, Args)]
+pub struct CancelArgs {
+    /// The job's id or its unambiguous beginning.
+    pub id: String,
+    /// Stop at once, without a checkpoint.
+    #[arg(long)]
+    pub force: bool,
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
+    #[command(flatten)]
+    pub connect: Connect,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct WorkerArgs {
+    #[command(subcommand)]
+    pub verb: Option<WorkerVerb>,
+    #[command(flatten)]
+    pub start: WorkerStart,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum WorkerVerb {
+    /// List the workers that the coordinator knows.
+    List(WorkerListArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct WorkerListArgs {
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
+    #[command(flatten)]
+    pub connect: Connect,
+}
+
+#[derive(Debug, Args)]
+pub struct WorkerStart {
+    #[command(flatten)]
+    pub connect: Connect,
+    /// Id of this worker; made from the host's name without it.
+    #[arg(long, value_name = "NAME")]
+    pub id: Option<String>,
+    /// Compute threads; as many as cores without it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    /// What computes.
+    /// auto or flex.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Folder for artifacts read from the store; a temporary one without it.
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+    /// Most bytes kept in the cache, e.g. 20GB.
+    #[arg(long, value_name = "N", default_value = "10GB", value_parser = bytes)]
+    pub cache_bytes: u64,
+    /// Silence after which the coordinator counts as lost, e.g. 5s.
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub failure_detection: Duration,
+    #[command(flatten)]
+    pub process: Process,
+}
+
+#[derive(Debug, Args)]
+pub struct CoordinatorArgs {
+    /// Where artifacts, reports and the journal are kept: file://, s3://, gs:// or az:// URL, or a path.
+    #[arg(long, value_name = "URL")]
+    pub store: String,
+    /// Address to listen on; port 0 takes a free one.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7070")]
+    pub listen: String,
+    /// Silence after which a worker counts as lost; every other time-out derives from it.
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub failure_detection: Duration,
+    /// Write the address listened on to this file once it is bound.
+    #[arg(long, value_name = "FILE")]
+    pub address_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub tls: Tls,
+    #[command(flatten)]
+    pub process: Process,
+}
+
+/// What every long-running process has.
+#[derive(Clone, Debug, Args)]
+pub struct Process {
+    /// Log records as JSON.
+    #[arg(long)]
+    pub log_json: bool,
+    /// End when standard input ends: `retort run` holds the other end, so that its children never outlive it.
+    #[arg(long, hide = true)]
+    pub with_parent: bool,
+}
+
+/// How data is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Aligned columns.
+    Table,
+    /// More columns.
+    Wide,
+    /// One document.
+    Json,
+    /// One line for each object.
+    Jsonl,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.trim().to_owned())),
+        _ => Err("use KEY=VALUE, e.g. corpus.path=/data/wiki".to_owned()),
+    }
+}
+
+fn goal(text: &str) -> Result<Goal, String> {
+    match text.split_once('=') {
+        None if text.eq_ignore_ascii_case("succeeded") => Ok(Goal::Succeeded),
+        Some(("stage", name)) => {
+            let names = retort_common::task::Stage::ALL.map(|stage| stage.name());
+            let known = names.contains(&name);
+            known
+                .then(|| Goal::Stage(name.to_owned()))
+                .ok_or_else(|| format!("no such stage; use {}", names.join(", ")))
+        }
+        _ => Err("use succeeded or stage=NAME".to_owned()),
+    }
+}
+
+/// A number with a unit, e.g. 500ms, 5s, 10m or 2h.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "use a number with a unit: 500ms, 5s, 10m, 2h or 1d".to_owned();
+    let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len()));
+    let scale = match unit {
+        "ms" => 0.001,
+        "s" | "" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        "d" => 86400.0,
+        _ => return Err(wrong()),
+    };
+    let seconds = number.parse::<f64>().map_err(|_| wrong())? * scale;
+    let duration = Duration::try_from_secs_f64(seconds).map_err(|_| wrong())?;
+    if duration.is_zero() { Err("must be more than nothing".to_owned()) } else { Ok(duration) }
+}
+
+/// A number of bytes, e.g. 500MB, 10GB or 8GiB.
+fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || "use a number of bytes: 1000000, 500MB, 10GB or 8GiB".to_owned();
+    let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len()));
+    let scale: u64 = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" => 1000,
+        "m" | "mb" => 1_000_000,
+        "g" | "gb" => 1_000_000_000,
+        "t" | "tb" => 1_000_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        "tib" => 1 << 40,
+        _ => return Err(wrong()),
+    };
+    number.parse::<u64>().ok().and_then(|number| number.checked_mul(scale)).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn worker_starts_one_and_worker_list_lists_them() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).unwrap().verb;
+        let Verb::Worker(start) = parse("retort worker --coordinator http://a:1,http://b:2") else {
+            panic!()
+        };
+        assert!(start.verb.is_none());
+        assert_eq!(start.start.connect.coordinator, ["http://a:1", "http://b:2"]);
+        let Verb::Worker(list) = parse("retort worker list --coordinator http://a:1") else { panic!() };
+        assert!(matches!(list.verb, Some(WorkerVerb::List(_))));
+    }
+
+    #[test]
+    fn numbers_with_units_are_read_and_others_refused() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
+        assert_eq!(bytes("8GiB"), Ok(8 << 30));
+        assert_eq!(bytes("10GB"), Ok(10_000_000_000));
+        for text in ["", "5x", "-1s", "0s", "NaNs"] {
+            assert!(duration(text).is_err(), "{text:?}");
+        }
+        for text in ["", "GB", "-1", "99999999TiB"] {
+            assert!(bytes(text).is_err(), "{text:?}");
+        }
+        assert_eq!(goal("stage=train"), Ok(Goal::Stage("train".to_owned())));
+        assert!(goal("stage=cook").is_err());
+    }
+}

@@ -1,0 +1,70 @@
+//! How data is printed: tables for people, JSON for programs. Data goes to stdout, everything else to stderr.
+
+mod document;
+mod table;
+
+pub use document::{dry_run, job_json, log_json};
+pub use table::{describe, duration, log_text, timestamp};
+
+use crate::args::Format;
+use retort_common::client::{JobView, WorkerView};
+use serde_json::{Value, json};
+use std::io::{self, Write};
+
+/// Raised when a key of a JSON document is removed or means something else.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Writes a line of data. Unlike println, a closed pipe is an error and no panic.
+pub fn line(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", text.trim_end_matches('\n'))?;
+    out.flush()
+}
+
+/// One JSON document, with its schema's version.
+pub fn json_document(mut value: Value) -> io::Result<()> {
+    if let Value::Object(fields) = &mut value {
+        fields.insert("schema_version".to_owned(), json!(SCHEMA_VERSION));
+    }
+    line(&format!("{value:#}"))
+}
+
+/// One JSON object in one line.
+pub fn json_line(value: &Value) -> io::Result<()> {
+    line(&value.to_string())
+}
+
+/// A list of jobs.
+pub fn jobs(jobs: &[JobView], format: Format) -> io::Result<()> {
+    match format {
+        Format::Table | Format::Wide => line(&table::jobs(jobs, format == Format::Wide)),
+        Format::Json => json_document(json!({ "jobs": jobs.iter().map(job_json).collect::<Vec<_>>() })),
+        Format::Jsonl => jobs.iter().try_for_each(|job| json_line(&versioned(job_json(job)))),
+    }
+}
+
+/// One job.
+pub fn job(job: &JobView, format: Format) -> io::Result<()> {
+    match format {
+        Format::Table | Format::Wide => jobs(std::slice::from_ref(job), format),
+        Format::Json => json_document(job_json(job)),
+        Format::Jsonl => json_line(&versioned(job_json(job))),
+    }
+}
+
+/// A list of workers.
+pub fn workers(workers: &[WorkerView], format: Format) -> io::Result<()> {
+    let of = document::worker_json;
+    match format {
+        Format::Table | Format::Wide => line(&table::workers(workers, format == Format::Wide)),
+        Format::Json => json_document(json!({ "workers": workers.iter().map(of).collect::<Vec<_>>() })),
+        Format::Jsonl => workers.iter().try_for_each(|worker| json_line(&versioned(of(worker)))),
+    }
+}
+
+fn versioned(mut value: Value) -> Value {
+    if let Value::Object(fields) = &mut value {
+        fields.insert("schema_version".to_owned(), json!(SCHEMA_VERSION));
+    }
+    value
+}

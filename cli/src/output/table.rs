@@ -1,0 +1,169 @@
+//! Tables and lines for people.
+
+use comfy_table::{Table, presets};
+use retort_common::client::{JobView, LogLine, StageView, WorkerView};
+use std::fmt::Write;
+
+/// Jobs, one in a row.
+pub fn jobs(jobs: &[JobView], wide: bool) -> String {
+    let mut header = vec!["ID", "NAME", "STATE", "STAGE", "DONE", "ELAPSED"];
+    if wide {
+        header.extend(["SUBMITTED", "SPEC", "FINGERPRINT", "REASON"]);
+    }
+    let rows = jobs.iter().map(|job| {
+        let mut row = vec![
+            job.id.clone(),
+            job.name.clone(),
+            job.state.to_string(),
+            dash(&job.stage),
+            tasks(&job.stages),
+            duration(job.elapsed.as_secs_f64()),
+        ];
+        if wide {
+            let fingerprint = dash(short(&job.fingerprint));
+            row.extend([timestamp(job.submitted_unix_ms), dash(short(&job.spec_digest)), fingerprint]);
+            row.push(dash(&job.reason));
+        }
+        row
+    });
+    columns(&header, rows)
+}
+
+/// Workers, one in a row.
+pub fn workers(workers: &[WorkerView], wide: bool) -> String {
+    let mut header = vec!["ID", "CONNECTED", "DEVICE", "THREADS", "TASKS DONE", "TASK"];
+    if wide {
+        header.extend(["VERSION", "FINGERPRINT"]);
+    }
+    let rows = workers.iter().map(|worker| {
+        let mut row = vec![
+            worker.id.clone(),
+            if worker.connected { "yes" } else { "no" }.to_owned(),
+            dash(&worker.device),
+            worker.threads.to_string(),
+            worker.tasks_done.to_string(),
+            if worker.task.is_empty() { "idle".to_owned() } else { worker.task.clone() },
+        ];
+        if wide {
+            row.extend([dash(&worker.version), dash(short(&worker.fingerprint))]);
+        }
+        row
+    });
+    columns(&header, rows)
+}
+
+/// A job and its stages.
+pub fn describe(job: &JobView) -> String {
+    let fields = [
+        ("id", job.id.clone()),
+        ("name", job.name.clone()),
+        ("state", job.state.to_string()),
+        ("stage", dash(&job.stage)),
+        ("reason", dash(&job.reason)),
+        ("submitted", timestamp(job.submitted_unix_ms)),
+        ("elapsed", duration(job.elapsed.as_secs_f64())),
+        ("spec digest", dash(&job.spec_digest)),
+        ("fingerprint", dash(&job.fingerprint)),
+        ("report", dash(&job.report_url)),
+    ];
+    let mut text = String::new();
+    for (name, value) in fields {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{:<13}{value}", format!("{name}:"));
+    }
+    let header = ["STAGE", "DONE", "CACHED", "RUNNING", "PROGRESS", "SECONDS", "ETA", "DETAIL"];
+    let rows = job.stages.iter().map(|stage| {
+        vec![
+            stage.name.clone(),
+            format!("{}/{}{}", stage.done, stage.tasks, if stage.complete_plan { "" } else { "+" }),
+            stage.cached.to_string(),
+            stage.running.to_string(),
+            format!("{:.0}%", stage.fraction * 100.0),
+            format!("{:.1}", stage.seconds),
+            stage.eta_seconds.map_or_else(|| "-".to_owned(), duration),
+            dash(&stage.detail),
+        ]
+    });
+    text.push('\n');
+    text.push_str(&columns(&header, rows));
+    text
+}
+
+/// A log line.
+pub fn log_text(log: &LogLine) -> String {
+    let who = if log.worker.is_empty() { "coordinator" } else { &log.worker };
+    let stage = if log.stage.is_empty() { String::new() } else { format!(" {}", log.stage) };
+    format!("{} {:<5} {who}{stage}: {}", timestamp(log.unix_ms), log.level, log.message)
+}
+
+/// Seconds as people say them, e.g. "4.2s", "3m05s" or "1h02m".
+pub fn duration(seconds: f64) -> String {
+    // The cast saturates, and nothing here runs for 10^19 seconds.
+    let whole = seconds.round() as u64;
+    match whole {
+        0..10 => format!("{seconds:.1}s"),
+        10..60 => format!("{whole}s"),
+        60..3600 => format!("{}m{:02}s", whole / 60, whole % 60),
+        _ => format!("{}h{:02}m", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+/// Milliseconds since 1970 as RFC 3339 in UTC.
+pub fn timestamp(unix_ms: u64) -> String {
+    let (days, second) = (unix_ms / 86_400_000, unix_ms / 1000 % 86_400);
+    // Hinnant's civil_from_days: years begin in March, so that the leap day comes last.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second % 3600 / 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+fn columns(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.iter().copied()).add_rows(rows);
+    // The distance between columns stands on the right only, so that lines begin at the margin.
+    table.column_iter_mut().for_each(|column| {
+        column.set_padding((0, 3));
+    });
+    table.trim_fmt()
+}
+
+fn tasks(stages: &[StageView]) -> String {
+    let sum = |count: fn(&StageView) -> u32| stages.iter().map(count).map(u64::from).sum::<u64>();
+    let open = stages.iter().any(|stage| !stage.complete_plan);
+    format!("{}/{}{}", sum(|stage| stage.done), sum(|stage| stage.tasks), if open { "+" } else { "" })
+}
+
+fn short(hex: &str) -> &str {
+    hex.get(..12).unwrap_or(hex)
+}
+
+fn dash(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_read_as_people_write_them() {
+        assert_eq!(timestamp(0), "1970-01-01T00:00:00Z");
+        assert_eq!(timestamp(951_782_400_000), "2000-02-29T00:00:00Z");
+        assert_eq!(timestamp(1_767_225_599_999), "2025-12-31T23:59:59Z");
+        let read = [4.21, 59.4, 59.6, 185.0, 3720.0].map(duration);
+        assert_eq!(read, ["4.2s", "59s", "1m00s", "3m05s", "1h02m"]);
+    }
+
+    #[test]
+    fn columns_begin_at_the_margin_and_are_aligned() {
+        let rows = [vec!["a".to_owned(), "b".to_owned()], vec!["long".to_owned(), "c".to_owned()]];
+        assert_eq!(columns(&["X", "Y"], rows.into_iter()), "X      Y\na      b\nlong   c");
+    }
+}

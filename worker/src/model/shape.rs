@@ -1,0 +1,221 @@
+//! The shape of a tower: what it reads, what it ends with, and the parameters that follow from that.
+
+use serde::{Deserialize, Serialize};
+
+use super::config::{ConfigError, EncoderConfig};
+use super::encoder::{encoder_specs, linear_specs};
+use super::flat::{ParamKind, ParamLayout, ParamSpec};
+use super::init::initial_params;
+use crate::matrix::Matrix;
+
+/// The largest width of a head.
+const MAX_WIDTH: usize = 64 << 10;
+
+/// Why a tower could not be built or applied.
+#[derive(Debug, thiserror::Error)]
+pub enum TowerError {
+    /// The encoder's sizes are refused.
+    #[error(transparent)]
+    Encoder(#[from] ConfigError),
+    /// A width is zero or beyond any use.
+    #[error("{what} has width {width}, expected 1 to {MAX_WIDTH}")]
+    Width {
+        /// Which width.
+        what: &'static str,
+        /// Its value.
+        width: usize,
+    },
+    /// A flat vector of another length.
+    #[error("{found} parameters were given, the tower has {expected}")]
+    Params {
+        /// Length of the vector.
+        found: usize,
+        /// Length of the layout.
+        expected: usize,
+    },
+    /// Vectors of another width than the tower's input, or tokens for a tower on vectors, or the reverse.
+    #[error("the tower takes {expected}, the batch holds {found}")]
+    Input {
+        /// What the tower takes.
+        expected: String,
+        /// What it was given.
+        found: String,
+    },
+    /// A text longer than the encoder's positions.
+    #[error(
+        "a text of {width} tokens is longer than the encoder's {positions} positions; lower the max length"
+    )]
+    Length {
+        /// Width of the batch.
+        width: usize,
+        /// Rows of the position embedding.
+        positions: usize,
+    },
+    /// A token id without an embedding.
+    #[error(
+        "token id {id} is not below the vocabulary's {vocabulary_size}; the tokenizer belongs to another model"
+    )]
+    Token {
+        /// The id.
+        id: u32,
+        /// Rows of the word embedding.
+        vocabulary_size: usize,
+    },
+    /// A head cannot be set from this matrix.
+    #[error("a head weight of shape {found:?} was given, the tower's head has {expected}")]
+    Head {
+        /// Shape of the matrix.
+        found: [usize; 2],
+        /// What the head needs.
+        expected: String,
+    },
+}
+
+/// How token states become one vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// Mean of the tokens' states, padding left out.
+    Mean,
+    /// State of the first token.
+    Cls,
+}
+
+/// What a tower reads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Input {
+    /// Vectors that were computed before.
+    Vectors {
+        /// Their width.
+        dim: usize,
+    },
+    /// Token ids.
+    Tokens {
+        /// The encoder over them.
+        encoder: EncoderConfig,
+        /// What follows it.
+        pooling: Pooling,
+    },
+}
+
+/// What a tower ends with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Head {
+    /// Nothing.
+    None,
+    /// One linear layer.
+    Linear {
+        /// Width of the output.
+        dim: usize,
+        /// Whether it has a bias.
+        bias: bool,
+    },
+    /// Linear, GELU, linear, both with bias.
+    Mlp {
+        /// Width between the layers.
+        hidden: usize,
+        /// Width of the output.
+        dim: usize,
+    },
+}
+
+/// The shape of a tower.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TowerConfig {
+    /// What it reads.
+    pub input: Input,
+    /// What it ends with.
+    pub head: Head,
+}
+
+impl TowerConfig {
+    /// Refuses sizes that make no sense.
+    pub fn validate(&self) -> Result<(), TowerError> {
+        let width = |what, width| match (1..=MAX_WIDTH).contains(&width) {
+            true => Ok(()),
+            false => Err(TowerError::Width { what, width }),
+        };
+        match &self.input {
+            Input::Vectors { dim } => width("the input", *dim)?,
+            Input::Tokens { encoder, .. } => encoder.validate()?,
+        }
+        match &self.head {
+            Head::None => Ok(()),
+            Head::Linear { dim, .. } => width("the head", *dim),
+            Head::Mlp { hidden, dim } => {
+                width("the head's hidden layer", *hidden)?;
+                width("the head", *dim)
+            }
+        }
+    }
+
+    /// Width of what the head reads.
+    pub fn head_input(&self) -> usize {
+        match &self.input {
+            Input::Vectors { dim } => *dim,
+            Input::Tokens { encoder, .. } => encoder.hidden_size,
+        }
+    }
+
+    /// Width of the output vectors.
+    pub fn dim(&self) -> usize {
+        match &self.head {
+            Head::None => self.head_input(),
+            Head::Linear { dim, .. } | Head::Mlp { dim, .. } => *dim,
+        }
+    }
+
+    /// Where each parameter lies in the flat vector.
+    pub fn layout(&self) -> ParamLayout {
+        let mut specs = match &self.input {
+            Input::Vectors { .. } => Vec::new(),
+            Input::Tokens { encoder, .. } => encoder_specs(encoder),
+        };
+        let input = self.head_input();
+        match &self.head {
+            Head::None => {}
+            Head::Linear { dim, bias: true } => specs.extend(linear_specs("head", input, *dim)),
+            Head::Linear { dim, bias: false } => {
+                specs.push(ParamSpec::new("head.weight", &[input, *dim], ParamKind::Linear))
+            }
+            Head::Mlp { hidden, dim } => {
+                specs.extend(linear_specs("head.hidden", input, *hidden));
+                specs.extend(linear_specs("head.output", *hidden, *dim));
+            }
+        }
+        ParamLayout::new(specs)
+    }
+
+    /// Initial parameters: a pure function of this shape and `seed`.
+    pub fn initial_params(&self, seed: u64) -> Vec<f32> {
+        initial_params(&self.layout(), seed)
+    }
+
+    /// Puts `weight`, of shape [dim, input] such as PCA's components, in the place of a linear head's weight; a bias
+    /// is left as it is.
+    pub fn set_head_weight(&self, params: &mut [f32], weight: &Matrix) -> Result<(), TowerError> {
+        let found = [weight.rows(), weight.dim()];
+        let Head::Linear { dim, .. } = self.head else {
+            return Err(TowerError::Head { found, expected: "no linear layer".to_owned() });
+        };
+        let input = self.head_input();
+        if found != [dim, input] {
+            return Err(TowerError::Head { found, expected: format!("{:?}", [dim, input]) });
+        }
+        let layout = self.layout();
+        if params.len() != layout.len() {
+            return Err(TowerError::Params { found: params.len(), expected: layout.len() });
+        }
+        let entry = layout.get("head.weight").expect("a linear head has a weight");
+        let target = &mut params[entry.range()];
+        for (output, row) in weight.data().chunks_exact(input).enumerate() {
+            for (index, value) in row.iter().enumerate() {
+                target[index * dim + output] = *value;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,141 @@
+//! Texts to vectors.
+
+use super::bench::{Content, Produced, TaskError, VECTORS, Workbench};
+use super::input::{local_copy, model_folder};
+use super::student::Student;
+use crate::matrix::Matrix;
+use crate::model::{Batch, Head, Input, Pooling, Tower, TowerConfig, load_encoder};
+use crate::text::{TokenBatch, Tokenizer, plan_batches};
+use crate::vectors::{read_vectors, write_vectors};
+use retort_common::ids::Digest;
+use retort_common::spec;
+use retort_common::task::{ArtifactId, Encoder, Side, Task};
+use serde_json::json;
+use std::sync::{Arc, Mutex};
+
+/// An encoder ready to use.
+pub struct LoadedEncoder {
+    tower: Tower,
+    tokenizer: Tokenizer,
+    pad_token_id: u32,
+}
+
+/// The encoder that was used last: neighbouring tasks embed with the same one.
+#[derive(Default)]
+pub struct EncoderCache(Mutex<Option<(Digest, Arc<LoadedEncoder>)>>);
+
+impl EncoderCache {
+    fn get(&self, bench: &Workbench<'_>, encoder: &Encoder) -> Result<Arc<LoadedEncoder>, TaskError> {
+        let key = Digest::of_json(encoder);
+        let mut slot = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((held, loaded)) = slot.as_ref()
+            && *held == key
+        {
+            return Ok(Arc::clone(loaded));
+        }
+        // The old encoder goes first: two at once would double the memory.
+        *slot = None;
+        let loaded = Arc::new(load(bench, encoder)?);
+        *slot = Some((key, Arc::clone(&loaded)));
+        Ok(loaded)
+    }
+}
+
+/// The model's name for a pooling.
+pub fn pooling(pooling: spec::Pooling) -> Pooling {
+    match pooling {
+        spec::Pooling::Mean => Pooling::Mean,
+        spec::Pooling::Cls => Pooling::Cls,
+    }
+}
+
+fn load(bench: &Workbench<'_>, encoder: &Encoder) -> Result<LoadedEncoder, TaskError> {
+    let (config, params, tokenizer) = match encoder {
+        Encoder::Files { files, pooling: kind } => {
+            let folder = model_folder(bench, files)?;
+            let (encoder, params) = load_encoder(&folder, None).map_err(TaskError::input)?;
+            let input = Input::Tokens { encoder, pooling: pooling(*kind) };
+            (TowerConfig { input, head: Head::None }, params, folder.join("tokenizer.json"))
+        }
+        Encoder::Student { student } => {
+            let Student { shape, params, .. } = Student::load(bench, student)?;
+            let missing = || TaskError::Input(format!("student {student} reads vectors and cannot embed text"));
+            let tokenizer = local_copy(bench, shape.tokenizer.as_ref().ok_or_else(missing)?)?;
+            (shape.tower, params, tokenizer)
+        }
+    };
+    let Input::Tokens { encoder, .. } = &config.input else {
+        return Err(TaskError::Input("this model reads vectors and cannot embed text".to_owned()));
+    };
+    let (vocabulary, pad) = (encoder.vocabulary_size, encoder.pad_token_id as u32);
+    let tokenizer = Tokenizer::load(&tokenizer, vocabulary).map_err(TaskError::input)?;
+    let tower = Tower::new(config, &params, &bench.device).map_err(TaskError::input)?;
+    Ok(LoadedEncoder { tower, tokenizer, pad_token_id: pad })
+}
+
+/// One shard of texts through an encoder.
+pub fn embed(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
+    let Task::Embed { encoder, texts, shard, side, input, batch_tokens, normalize, .. } = task else {
+        unreachable!("called with its own task")
+    };
+    let (first_row, strings) = match side {
+        Side::Passage => {
+            let shard = bench.passages(texts, *shard)?;
+            (shard.first_row, (0..shard.ids.len()).map(|i| shard.model_text(i)).collect())
+        }
+        Side::Query => {
+            let shard = bench.queries(texts, *shard)?;
+            (shard.first_row, shard.texts)
+        }
+    };
+    let strings: Vec<_> = strings.iter().map(|text| format!("{}{text}", input.prefix)).collect();
+    let loaded = bench.encoders.get(bench, encoder)?;
+    let tokens = loaded
+        .tokenizer
+        .encode_all(&strings, input.max_tokens as usize, bench.threads)
+        .map_err(TaskError::input)?;
+    let lengths: Vec<_> = tokens.iter().map(|ids| ids.len() as u32).collect();
+    let mut vectors = Matrix::zeros(tokens.len(), loaded.tower.config().dim());
+    let mut done = 0;
+    for batch in plan_batches(&lengths, *batch_tokens as usize) {
+        bench.go_on()?;
+        let rows: Vec<_> = batch.iter().map(|row| tokens[*row].as_slice()).collect();
+        let padded = Batch::Tokens(TokenBatch::new(&rows, loaded.pad_token_id));
+        let output = loaded.tower.encode(&padded).map_err(TaskError::input)?;
+        for (at, row) in batch.iter().enumerate() {
+            vectors.row_mut(*row).copy_from_slice(output.row(at));
+        }
+        done += batch.len() as u64;
+        bench.progress.progress(done, tokens.len() as u64, "");
+    }
+    finish(bench, vectors, *normalize, first_row)
+}
+
+/// One shard of vectors through a head.
+pub fn project(
+    bench: &Workbench<'_>,
+    student: &ArtifactId,
+    vectors: &ArtifactId,
+    normalize: bool,
+) -> Result<Produced, TaskError> {
+    let first_row = bench.manifest(vectors)?.meta["first_row"].as_u64().unwrap_or(0);
+    let input = read_vectors(&bench.part(vectors, VECTORS)?)?;
+    let Student { shape, params, .. } = Student::load(bench, student)?;
+    let tower = Tower::new(shape.tower, &params, &bench.device).map_err(TaskError::input)?;
+    let output = tower.encode(&Batch::Vectors(input)).map_err(TaskError::input)?;
+    finish(bench, output, normalize, first_row)
+}
+
+fn finish(bench: &Workbench<'_>, mut vectors: Matrix, normalize: bool, first_row: u64) -> Result<Produced, TaskError> {
+    if let Some(at) = vectors.data().iter().position(|value| !value.is_finite()) {
+        let row = first_row + (at / vectors.dim().max(1)) as u64;
+        return Err(TaskError::Input(format!("the vector of row {row} is not finite: check the model's weights")));
+    }
+    if normalize {
+        vectors.normalize_rows();
+    }
+    let path = bench.scratch(VECTORS);
+    write_vectors(&path, &vectors)?;
+    let meta = json!({ "rows": vectors.rows(), "dim": vectors.dim(), "first_row": first_row });
+    Ok(Produced { parts: vec![(VECTORS.to_owned(), Content::File(path))], meta })
+}

@@ -1,0 +1,154 @@
+//! Files outside the store, read once from start to end and verified by then against the digest that was
+//! recorded at submit.
+
+use super::bench::{TaskError, Workbench};
+use flate2::bufread::MultiGzDecoder;
+use retort_common::ids::Hasher;
+use retort_common::spec::inputs::{InputFile, ModelFiles};
+use retort_common::store::Location;
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::rc::Rc;
+
+/// Longest line of a text input.
+const LINE_BYTES: u64 = 16 << 20;
+/// How every gzip file begins.
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+/// The error for a file that is not the one that was submitted.
+fn changed(file: &InputFile) -> TaskError {
+    TaskError::Input(format!(
+        "{}: changed since the job was submitted; restore it, or submit the job again to use the new contents",
+        file.url
+    ))
+}
+
+/// A verified local copy: the file itself where it is local, else one in the cache.
+pub fn local_copy(bench: &Workbench<'_>, file: &InputFile) -> Result<PathBuf, TaskError> {
+    let location = Location::parse(&file.url)?;
+    if let Some(path) = location.local_path() {
+        let mut reader = open(&path, file)?;
+        std::io::copy(&mut reader, &mut std::io::sink()).map_err(|error| read_error(file, &error))?;
+        reader.verify(file)?;
+        return Ok(path);
+    }
+    fetch(bench, file, &location)
+}
+
+fn fetch(bench: &Workbench<'_>, file: &InputFile, location: &Location) -> Result<PathBuf, TaskError> {
+    let missing = || TaskError::Input(format!("{}: does not exist any more; put it back", file.url));
+    if bench.wait(location.stream())?.is_none() {
+        return Err(missing());
+    }
+    let stream = async || {
+        let found = location.stream().await?;
+        found.ok_or_else(|| retort_common::store::StoreError::Missing { path: file.url.clone() })
+    };
+    bench.wait(bench.artifacts.cache().file(file.sha256, stream))?.map_err(|_| changed(file))
+}
+
+fn read_error(file: &InputFile, error: &std::io::Error) -> TaskError {
+    TaskError::Input(format!("{}: {error}", file.url))
+}
+
+/// A local file that hashes what is read of it.
+struct HashingFile {
+    file: File,
+    hasher: Rc<RefCell<Hasher>>,
+}
+
+impl HashingFile {
+    fn verify(self, file: &InputFile) -> Result<(), TaskError> {
+        verify(&self.hasher, file)
+    }
+}
+
+fn verify(hasher: &Rc<RefCell<Hasher>>, file: &InputFile) -> Result<(), TaskError> {
+    let found = hasher.borrow().clone().finish();
+    if found == file.sha256 { Ok(()) } else { Err(changed(file)) }
+}
+
+impl Read for HashingFile {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.hasher.borrow_mut().update(&buffer[..read]);
+        Ok(read)
+    }
+}
+
+fn open(path: &std::path::Path, file: &InputFile) -> Result<HashingFile, TaskError> {
+    let handle = File::open(path).map_err(|error| read_error(file, &error))?;
+    Ok(HashingFile { file: handle, hasher: Rc::default() })
+}
+
+/// Calls `each` with the number (from 1) and the bytes of every line of a plain or gzipped file, and verifies the
+/// file at the end. An error of `each` is passed on; the file's digest is checked first where it can be, since a
+/// changed file explains most bad lines.
+pub fn for_each_line(
+    bench: &Workbench<'_>,
+    file: &InputFile,
+    mut each: impl FnMut(u64, &[u8]) -> Result<(), TaskError>,
+) -> Result<(), TaskError> {
+    let location = Location::parse(&file.url)?;
+    let path = match location.local_path() {
+        Some(path) => path,
+        None => fetch(bench, file, &location)?,
+    };
+    let raw = open(&path, file)?;
+    let hasher = Rc::clone(&raw.hasher);
+    let mut buffered = BufReader::with_capacity(1 << 20, raw);
+    let start = buffered.fill_buf().map_err(|error| read_error(file, &error))?;
+    let gzipped = start.starts_with(&GZIP_MAGIC);
+    let mut lines: Box<dyn BufRead> =
+        if gzipped { Box::new(BufReader::new(MultiGzDecoder::new(buffered))) } else { Box::new(buffered) };
+    let (mut number, mut line) = (0, Vec::new());
+    loop {
+        line.clear();
+        number += 1;
+        let place = |error: std::io::Error| TaskError::Input(format!("{}:{number}: {error}", file.url));
+        if lines.by_ref().take(LINE_BYTES).read_until(b'\n', &mut line).map_err(place)? == 0 {
+            break;
+        }
+        if line.len() as u64 == LINE_BYTES {
+            let message = format!("{}:{number}: the line is longer than {LINE_BYTES} bytes", file.url);
+            return Err(TaskError::Input(message));
+        }
+        while line.last().is_some_and(|byte| *byte == b'\n' || *byte == b'\r') {
+            line.pop();
+        }
+        let content = if number == 1 { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line) } else { &line };
+        if !content.is_empty() {
+            each(number, content)?;
+        }
+    }
+    // A gzip reader may stop before the end of the file; the digest is of the whole of it.
+    std::io::copy(&mut lines, &mut std::io::sink()).map_err(|error| read_error(file, &error))?;
+    drop(lines);
+    verify(&hasher, file)
+}
+
+/// A folder with the model's three files under their usual names, each verified.
+pub fn model_folder(bench: &Workbench<'_>, files: &ModelFiles) -> Result<PathBuf, TaskError> {
+    let named =
+        [("config.json", &files.config), ("model.safetensors", &files.weights), ("tokenizer.json", &files.tokenizer)];
+    let mut paths = Vec::new();
+    for (_, file) in named {
+        paths.push(local_copy(bench, file)?);
+    }
+    // Errors name the user's own files where they lie together already.
+    let folder = paths[0].parent().unwrap_or(&paths[0]).to_owned();
+    if named.iter().zip(&paths).all(|((name, _), path)| *path == folder.join(name)) {
+        return Ok(folder);
+    }
+    let folder = bench.scratch(&format!("model-{}", files.weights.sha256.short()));
+    std::fs::create_dir_all(&folder).map_err(Workbench::scratch_error(&folder))?;
+    for ((name, _), path) in named.iter().zip(&paths) {
+        let link = folder.join(name);
+        if !link.exists() {
+            std::os::unix::fs::symlink(path, &link).map_err(Workbench::scratch_error(&link))?;
+        }
+    }
+    Ok(folder)
+}

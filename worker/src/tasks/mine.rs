@@ -1,0 +1,185 @@
+//! Ranked lists to hard negatives.
+
+use super::bench::{Content, Produced, TaskError, Workbench};
+use super::search::load_run;
+use crate::metrics::answers::{Answer, AnswerText};
+use crate::mining::{Audit, Candidate, Hooks, MiningSpec, Query, Sampling};
+use crate::search::topk::Hit;
+use crate::tables::{NegativeRow, write_negatives};
+use crate::vectors::VectorRows;
+use retort_common::ids::Digest;
+use retort_common::task::{Table, Task};
+use serde_json::json;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// The part that holds the negatives.
+pub const NEGATIVES: &str = "negatives.parquet";
+/// The part that holds the audit.
+pub const AUDIT: &str = "audit.json";
+/// Cases the audit lists.
+const SUSPICIOUS_CASES: usize = 50;
+
+/// Hard negatives for every training question.
+pub fn mine(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
+    let Task::Mine { runs, queries, passages, sets, teacher, mining, seed } = task else {
+        unreachable!("called with its own task")
+    };
+    let lists = runs.iter().map(|run| load_run(bench, run)).collect::<Result<Vec<_>, _>>()?;
+    let positives = known_positives(bench, queries, sets)?;
+    let spec = MiningSpec {
+        rank_from: mining.from_rank as usize - 1,
+        rank_to: mining.depth as usize,
+        per_query: mining.per_query as usize,
+        sampling: Sampling::Top,
+        seed: *seed,
+        margin: (mining.margin > 0.0).then_some(mining.margin),
+        ratio: (mining.ratio > 0.0).then_some(mining.ratio),
+        ceiling: None,
+        drop_duplicate_texts: true,
+        drop_answers: mining.drop_answers,
+        suspicious_cases: SUSPICIOUS_CASES,
+    };
+    spec.check(lists.len()).map_err(TaskError::input)?;
+    let texts = CorpusFacts::collect(bench, queries, passages, &lists, mining.drop_answers)?;
+    let teacher_queries = bench.vector_rows(&teacher.queries)?;
+    let teacher_passages = bench.vector_rows(&teacher.passages)?;
+    let (mut audit, mut rows) = (Audit::new(SUSPICIOUS_CASES), Vec::new());
+    let digest = |row: u64| texts.digests[row as usize];
+    let has_answer = |query: u64, row: u64| texts.answers.contains(&(query, row));
+    let hooks = Hooks { digest: Some(&digest), has_answer: Some(&has_answer) };
+    for (done, (query, known)) in positives.iter().enumerate() {
+        let scored: Vec<Vec<Candidate>> = lists
+            .iter()
+            .map(|list| score(&teacher_queries, &teacher_passages, *query, list.get(query)))
+            .collect::<Result<_, _>>()?;
+        let lists: Vec<&[Candidate]> = scored.iter().map(Vec::as_slice).collect();
+        let positive = score_rows(&teacher_queries, &teacher_passages, *query, &known[..1])?[0];
+        let query = Query { row: *query, positive, known_positives: known, lists: &lists };
+        for negative in crate::mining::mine(&spec, &query, &hooks, &mut audit).map_err(TaskError::input)? {
+            let score = negative.score.unwrap_or(f64::NAN);
+            rows.push(NegativeRow { query: query.row, passage: negative.row, score });
+        }
+        if done % 1024 == 0 {
+            bench.go_on()?;
+            bench.progress.progress(done as u64, positives.len() as u64, "");
+        }
+    }
+    let path = bench.scratch(NEGATIVES);
+    write_negatives(&path, &rows)?;
+    let report = serde_json::to_vec_pretty(&audit).map_err(TaskError::input)?;
+    let parts = vec![
+        (NEGATIVES.to_owned(), Content::File(path)),
+        (AUDIT.to_owned(), Content::Bytes(report.into())),
+    ];
+    let meta = json!({
+        "queries": audit.queries, "negatives": audit.chosen,
+        "short_queries": audit.short_queries, "missing": audit.missing,
+    });
+    Ok(Produced { parts, meta })
+}
+
+/// Relevant passages of every question of some sets, in rising order of rows.
+pub fn known_positives(
+    bench: &Workbench<'_>,
+    queries: &Table,
+    sets: &[String],
+) -> Result<BTreeMap<u64, Vec<u64>>, TaskError> {
+    let mut positives = BTreeMap::<u64, Vec<u64>>::new();
+    for judgement in bench.judgements(queries, sets)?.iter().filter(|judgement| judgement.grade > 0) {
+        positives.entry(judgement.query).or_default().push(judgement.passage);
+    }
+    for rows in positives.values_mut() {
+        rows.sort_unstable();
+        rows.dedup();
+    }
+    Ok(positives)
+}
+
+fn score(
+    queries: &VectorRows,
+    passages: &VectorRows,
+    query: u64,
+    hits: Option<&Vec<Hit>>,
+) -> Result<Vec<Candidate>, TaskError> {
+    let rows: Vec<_> = hits.into_iter().flatten().map(|hit| hit.row).collect();
+    score_rows(queries, passages, query, &rows)
+}
+
+/// The teacher's scores of some passages for a question.
+fn score_rows(
+    queries: &VectorRows,
+    passages: &VectorRows,
+    query: u64,
+    rows: &[u64],
+) -> Result<Vec<Candidate>, TaskError> {
+    let query = queries.gather(&[query])?;
+    let passages = passages.gather(rows)?;
+    let dot = |i: usize| {
+        let pairs = query.row(0).iter().zip(passages.row(i));
+        pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+    };
+    Ok(rows.iter().enumerate().map(|(i, row)| Candidate { row: *row, score: Some(dot(i)) }).collect())
+}
+
+/// What mining must know of texts, gathered in one pass over the corpus.
+struct CorpusFacts {
+    /// A digest of each passage's text.
+    digests: Vec<u128>,
+    /// Pairs (question, passage) of which the passage holds an answer.
+    answers: HashSet<(u64, u64)>,
+}
+
+impl CorpusFacts {
+    fn collect(
+        bench: &Workbench<'_>,
+        queries: &Table,
+        passages: &Table,
+        lists: &[BTreeMap<u64, Vec<Hit>>],
+        with_answers: bool,
+    ) -> Result<Self, TaskError> {
+        let mut asked = HashMap::<u64, Vec<u64>>::new();
+        let mut accepted = HashMap::<u64, Vec<Answer>>::new();
+        if with_answers {
+            accepted = answers(bench, queries)?;
+            for (query, hits) in lists.iter().flatten().filter(|(query, _)| accepted.contains_key(query)) {
+                for hit in hits {
+                    asked.entry(hit.row).or_default().push(*query);
+                }
+            }
+        }
+        let mut facts = Self { digests: Vec::with_capacity(passages.rows as usize), answers: HashSet::new() };
+        for shard in 0..passages.shards {
+            bench.go_on()?;
+            let shard = bench.passages(passages, shard)?;
+            for (row, text) in (shard.first_row..).zip(&shard.texts) {
+                facts.digests.push(text_digest(text));
+                let Some(queries) = asked.get(&row) else { continue };
+                let text = AnswerText::new(text);
+                let holds = |query: &&u64| text.has_any(&accepted[query]);
+                facts.answers.extend(queries.iter().filter(holds).map(|query| (*query, row)));
+            }
+        }
+        Ok(facts)
+    }
+}
+
+/// Texts that differ in white space or case only count as one.
+fn text_digest(text: &str) -> u128 {
+    let plain = text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
+    let hex = Digest::of(plain.as_bytes()).to_string();
+    u128::from_str_radix(&hex[..32], 16).expect("a digest is hexadecimal")
+}
+
+/// The accepted answers of every question that has some.
+pub fn answers(bench: &Workbench<'_>, queries: &Table) -> Result<HashMap<u64, Vec<Answer>>, TaskError> {
+    let mut accepted = HashMap::new();
+    for shard in 0..queries.shards {
+        let shard = bench.queries(queries, shard)?;
+        for (row, answers) in (shard.first_row..).zip(shard.answers) {
+            if !answers.is_empty() {
+                accepted.insert(row, answers.iter().map(|answer| Answer::text(answer)).collect());
+            }
+        }
+    }
+    Ok(accepted)
+}

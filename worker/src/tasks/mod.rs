@@ -1,0 +1,47 @@
+//! The tasks: each a function from artifacts and files to the parts and the numbers of one artifact.
+//!
+//! - [`Workbench`]: what every task works with
+//! - [`input`]: files outside the store, verified while they are read
+//! - [`shard`], [`embed`], [`fit`], [`search`], [`mine`], [`order`], [`train`], [`evaluate`], [`export`],
+//!   [`report`]: the tasks themselves
+//! - [`student`]: a trained student as an artifact
+
+mod bench;
+mod embed;
+mod evaluate;
+mod export;
+mod fit;
+mod input;
+mod mine;
+mod order;
+mod report;
+mod search;
+mod shard;
+mod student;
+mod train;
+
+pub use bench::{Content, Produced, Progress, TaskError, Workbench};
+pub use embed::EncoderCache;
+
+use retort_common::task::Task;
+
+/// Runs a task to its output.
+pub fn run(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
+    match task {
+        Task::ShardCorpus { .. } => shard::corpus(bench, task),
+        Task::ShardQueries { .. } => shard::queries(bench, task),
+        Task::Embed { .. } => embed::embed(bench, task),
+        Task::Project { student, vectors, normalize, .. } => embed::project(bench, student, vectors, *normalize),
+        Task::FitPca { vectors, .. } => fit::pca(bench, vectors),
+        Task::FitBm25 { passages } => fit::bm25(bench, passages),
+        Task::Search { .. } => search::search(bench, task),
+        Task::Merge { runs, depth } => search::merge(bench, runs, *depth),
+        Task::Mine { .. } => mine::mine(bench, task),
+        Task::Order { .. } => order::order(bench, task),
+        Task::Train { .. } => train::train(bench, task),
+        Task::Evaluate { .. } => evaluate::evaluate(bench, task),
+        Task::ExportStudent { .. } => export::student(bench, task),
+        Task::ExportRun { .. } => export::run(bench, task),
+        Task::Report { .. } => report::report(bench, task),
+    }
+}

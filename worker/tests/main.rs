@@ -1,0 +1,3 @@
+//! The worker's integration tests.
+
+mod metrics;
