@@ -249,20 +249,13 @@ impl Cache {
             return Ok(Ok(path));
         }
         let part = self.folder.join(format!("{digest}.{}", uuid::Uuid::new_v4()));
-        let mut file = tokio::fs::File::create(&part).await.map_err(disk)?;
-        let (mut hasher, mut bytes) = (Hasher::default(), 0);
-        let mut stream = stream().await?;
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk?;
-            hasher.update(&chunk);
-            bytes += chunk.len() as u64;
-            file.write_all(&chunk).await.map_err(disk)?;
+        let written = write_stream(&part, stream().await?).await;
+        if !matches!(&written, Ok((found, _)) if *found == digest) {
+            // What cannot be removed is removed when the cache is opened again.
+            let _ = tokio::fs::remove_file(&part).await;
         }
-        file.flush().await.map_err(disk)?;
-        drop(file);
-        let found = hasher.finish();
+        let (found, bytes) = written?;
         if found != digest {
-            tokio::fs::remove_file(&part).await.map_err(disk)?;
             return Ok(Err(found));
         }
         tokio::fs::rename(&part, &path).await.map_err(disk)?;
@@ -284,6 +277,23 @@ impl Cache {
             }
         }
     }
+}
+
+/// Writes a stream to a file and returns its digest and size. The file is on disk before it gets its final name, so
+/// that a power loss cannot leave a short one under it.
+async fn write_stream(path: &Path, mut stream: crate::store::ByteStream) -> Result<(Digest, u64), ArtifactError> {
+    let disk = |source| ArtifactError::Disk { path: path.to_owned(), source };
+    let mut file = tokio::fs::File::create(path).await.map_err(disk)?;
+    let (mut hasher, mut bytes) = (Hasher::default(), 0);
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk?;
+        hasher.update(&chunk);
+        bytes += chunk.len() as u64;
+        file.write_all(&chunk).await.map_err(disk)?;
+    }
+    file.flush().await.map_err(disk)?;
+    file.sync_all().await.map_err(disk)?;
+    Ok((hasher.finish(), bytes))
 }
 
 /// Reads artifacts through a cache.

@@ -311,7 +311,7 @@ pub enum Task {
         /// The corpus.
         passages: Table,
     },
-    /// Top-k of a retriever over some shards, as a run whose document ids are row numbers.
+    /// Top-k of a retriever over some shards: a table of ranked lists by row numbers.
     Search {
         /// What ranks.
         retriever: Retriever,
@@ -324,7 +324,7 @@ pub enum Task {
         /// The kernels' fingerprint; empty for BM25.
         fingerprint: String,
     },
-    /// Runs over disjoint shards to one run.
+    /// Ranked lists over disjoint shards to one list.
     Merge {
         /// The runs.
         runs: Vec<ArtifactId>,
@@ -544,7 +544,7 @@ impl Task {
             Task::Embed { .. } | Task::Project { .. } => "vectors",
             Task::FitPca { .. } => "pca",
             Task::FitBm25 { .. } => "bm25",
-            Task::Search { .. } | Task::Merge { .. } => "run",
+            Task::Search { .. } | Task::Merge { .. } => "ranking",
             Task::Mine { .. } => "negatives",
             Task::Order { .. } => "order",
             Task::Train { .. } => "student",

@@ -1,5 +1,6 @@
-//! The tables between tasks, as Parquet: passages, questions, judgements and hard negatives.
+//! The tables between tasks, as Parquet: passages, questions, judgements, ranked lists and hard negatives.
 
+use crate::search::topk::Hit;
 use parquet::basic::{Compression, LogicalType, Repetition, Type as PhysicalType};
 use parquet::column::reader::get_typed_column_reader;
 use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
@@ -8,6 +9,7 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::Type;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -195,6 +197,30 @@ pub fn read_negatives(path: &Path) -> Result<Vec<NegativeRow>, TableError> {
         .collect())
 }
 
+/// Writes ranked lists, each best first.
+pub fn write_rankings(path: &Path, lists: &[(u64, Vec<Hit>)]) -> Result<(), TableError> {
+    let hits = || lists.iter().flat_map(|(query, hits)| hits.iter().map(move |hit| (*query, hit)));
+    write(
+        path,
+        vec![
+            ("query_row", Column::Integer(hits().map(|(query, _)| query as i64).collect())),
+            ("passage_row", Column::Integer(hits().map(|(_, hit)| hit.row as i64).collect())),
+            ("score", Column::Real(hits().map(|(_, hit)| f64::from(hit.score)).collect())),
+        ],
+    )
+}
+
+/// Reads ranked lists by question, each best first. A question without hits has no list.
+pub fn read_rankings(path: &Path) -> Result<BTreeMap<u64, Vec<Hit>>, TableError> {
+    let [query, passage, score] = read(path, ["query_row", "passage_row", "score"])?;
+    let Column::Real(score) = score else { return Err(format_error(path, "score is no number".to_owned())) };
+    let mut lists = BTreeMap::<u64, Vec<Hit>>::new();
+    for ((query, row), score) in integers(path, query)?.into_iter().zip(integers(path, passage)?).zip(score) {
+        lists.entry(query as u64).or_default().push(Hit { row: row as u64, score: score as f32 });
+    }
+    Ok(lists)
+}
+
 fn format_error(path: &Path, cause: String) -> TableError {
     TableError::Format { path: path.to_owned(), cause }
 }
@@ -332,6 +358,10 @@ mod tests {
         let negatives = vec![NegativeRow { query: 1, passage: 2, score: 0.5 }];
         write_negatives(&path, &negatives).unwrap();
         assert_eq!(read_negatives(&path).unwrap(), negatives);
+        let hits = |hits: &[(u64, f32)]| hits.iter().map(|(row, score)| Hit { row: *row, score: *score }).collect();
+        let lists: Vec<(u64, Vec<Hit>)> = vec![(3, hits(&[(9, 0.5), (1, 0.5)])), (8, hits(&[(2, -1.5)]))];
+        write_rankings(&path, &lists).unwrap();
+        assert_eq!(read_rankings(&path).unwrap(), lists.into_iter().collect());
         std::fs::write(&path, b"PAR1").unwrap();
         assert!(read_negatives(&path).is_err());
     }

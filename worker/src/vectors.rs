@@ -148,6 +148,7 @@ pub fn read_vectors(path: &Path) -> Result<Matrix, VectorError> {
 
 /// The vectors of all shards of a table, read row by row from their files, so that a corpus larger than memory
 /// can be trained on.
+#[derive(Default)]
 pub struct VectorRows {
     dim: usize,
     shards: Vec<Shard>,
@@ -162,44 +163,37 @@ struct Shard {
 }
 
 impl VectorRows {
-    /// Opens shards in row order.
-    pub fn open(paths: &[PathBuf]) -> Result<Self, VectorError> {
-        let (mut dim, mut next, mut shards) = (None, 0, Vec::new());
-        for path in paths {
-            let io = |source| VectorError::Io { path: path.clone(), source };
-            let file = File::open(path).map_err(io)?;
-            let mut length = [0; 8];
-            file.read_exact_at(&mut length, 0).map_err(io)?;
-            let length = u64::from_le_bytes(length);
-            if length > HEADER_BYTES {
-                return Err(format(path, format!("a header of {length} bytes is too large")));
-            }
-            let mut header = vec![0; length as usize];
-            file.read_exact_at(&mut header, 8).map_err(io)?;
-            let bad = |cause: String| format(path, cause);
-            let header: BTreeMap<String, serde_json::Value> =
-                serde_json::from_slice(&header).map_err(|error| bad(error.to_string()))?;
-            let tensor = header.get("vectors").ok_or_else(|| bad("no tensor \"vectors\"".to_owned()))?;
-            let number = |value: &serde_json::Value| value.as_u64();
-            let shape = tensor["shape"].as_array().map(|shape| shape.iter().filter_map(number).collect::<Vec<_>>());
-            let start = tensor["data_offsets"].get(0).and_then(number);
-            let (Some([rows, width]), Some(start), Some("F32")) = (shape.as_deref(), start, tensor["dtype"].as_str())
-            else {
-                return Err(bad("tensor \"vectors\" is no f32 matrix".to_owned()));
-            };
-            if *dim.get_or_insert(*width) != *width {
-                return Err(bad(format!("vectors have {width} dimensions, those before have another number")));
-            }
-            shards.push(Shard {
-                first_row: next,
-                rows: *rows,
-                file,
-                data_offset: 8 + length + start,
-                path: path.clone(),
-            });
-            next += rows;
+    /// Adds the next shard in row order; its file stays open.
+    pub fn push(&mut self, path: &Path) -> Result<(), VectorError> {
+        let io = |source| VectorError::Io { path: path.to_owned(), source };
+        let bad = |cause: String| format(path, cause);
+        let file = File::open(path).map_err(io)?;
+        let mut length = [0; 8];
+        file.read_exact_at(&mut length, 0).map_err(io)?;
+        let length = u64::from_le_bytes(length);
+        if length > HEADER_BYTES {
+            return Err(bad(format!("a header of {length} bytes is too large")));
         }
-        Ok(Self { dim: dim.unwrap_or(0) as usize, shards })
+        let mut header = vec![0; length as usize];
+        file.read_exact_at(&mut header, 8).map_err(io)?;
+        let header: BTreeMap<String, serde_json::Value> =
+            serde_json::from_slice(&header).map_err(|error| bad(error.to_string()))?;
+        let tensor = header.get("vectors").ok_or_else(|| bad("no tensor \"vectors\"".to_owned()))?;
+        let number = |value: &serde_json::Value| value.as_u64();
+        let shape = tensor["shape"].as_array().map(|shape| shape.iter().filter_map(number).collect::<Vec<_>>());
+        let start = tensor["data_offsets"].get(0).and_then(number);
+        let (Some([rows, width]), Some(start), Some("F32")) = (shape.as_deref(), start, tensor["dtype"].as_str())
+        else {
+            return Err(bad("tensor \"vectors\" is no f32 matrix".to_owned()));
+        };
+        if !self.shards.is_empty() && self.dim as u64 != *width {
+            return Err(bad(format!("vectors have {width} dimensions, those before have {}", self.dim)));
+        }
+        let first_row = self.rows();
+        self.dim = *width as usize;
+        let data_offset = 8 + length + start;
+        self.shards.push(Shard { first_row, rows: *rows, file, data_offset, path: path.to_owned() });
+        Ok(())
     }
 
     /// Dimensions of a vector.
@@ -250,12 +244,13 @@ mod tests {
             write_vectors(&path, &Matrix::new(rows, 2, values)).unwrap();
             paths.push(path);
         }
-        let rows = VectorRows::open(&paths).unwrap();
+        let mut rows = VectorRows::default();
+        paths.iter().for_each(|path| rows.push(path).unwrap());
         assert_eq!((rows.rows(), rows.dim()), (6, 2));
         assert_eq!(rows.gather(&[5, 0, 3]).unwrap().data(), [22.0, 23.0, 0.0, 1.0, 10.0, 11.0]);
         assert!(rows.gather(&[6]).is_err());
         assert_eq!(read_vectors(&paths[1]).unwrap().data(), [10.0, 11.0]);
         std::fs::write(&paths[0], [255; 16]).unwrap();
-        assert!(VectorRows::open(&paths).is_err() && read_vectors(&paths[0]).is_err());
+        assert!(rows.push(&paths[0]).is_err() && read_vectors(&paths[0]).is_err());
     }
 }

@@ -53,7 +53,11 @@ impl TaskError {
     pub fn is_retryable(&self) -> bool {
         match self {
             TaskError::Artifact(ArtifactError::Store(error)) | TaskError::Store(error) => error.is_transient(),
-            TaskError::Artifact(ArtifactError::Disk { .. }) | TaskError::Scratch { .. } => true,
+            // This worker's disk or this copy is at fault; another worker may do better.
+            TaskError::Artifact(ArtifactError::Disk { .. } | ArtifactError::Corrupt { .. })
+            | TaskError::Table(TableError::Io { .. })
+            | TaskError::Vectors(VectorError::Io { .. })
+            | TaskError::Scratch { .. } => true,
             _ => false,
         }
     }
@@ -166,8 +170,12 @@ impl Workbench<'_> {
 
     /// Vectors by row.
     pub fn vector_rows(&self, shards: &[ArtifactId]) -> Result<VectorRows, TaskError> {
-        let paths = shards.iter().map(|shard| self.part(shard, VECTORS)).collect::<Result<Vec<_>, _>>()?;
-        Ok(VectorRows::open(&paths)?)
+        let mut rows = VectorRows::default();
+        for shard in shards {
+            // Opened at once: the cache may drop the file's name when it fetches the next one.
+            rows.push(&self.part(shard, VECTORS)?)?;
+        }
+        Ok(rows)
     }
 }
 
@@ -175,8 +183,8 @@ impl Workbench<'_> {
 pub const VECTORS: &str = "vectors.safetensors";
 /// The part that holds judgements.
 pub const JUDGEMENTS: &str = "judgements.parquet";
-/// The part that holds a run.
-pub const RUN: &str = "run.trec";
+/// The part that holds ranked lists.
+pub const RANKING: &str = "ranking.parquet";
 
 /// The part that holds a shard of a table.
 pub fn shard_name(shard: u32) -> String {

@@ -1,8 +1,8 @@
 //! Texts to vectors.
 
 use super::bench::{Content, Produced, TaskError, VECTORS, Workbench};
-use super::input::{local_copy, model_folder};
-use super::student::Student;
+use super::input::model_folder;
+use super::student::{Student, TOKENIZER};
 use crate::matrix::Matrix;
 use crate::model::{Batch, Head, Input, Pooling, Tower, TowerConfig, load_encoder};
 use crate::text::{TokenBatch, Tokenizer, plan_batches};
@@ -25,6 +25,11 @@ pub struct LoadedEncoder {
 pub struct EncoderCache(Mutex<Option<(Digest, Arc<LoadedEncoder>)>>);
 
 impl EncoderCache {
+    /// Lets go of the encoder: training needs the memory.
+    pub fn clear(&self) {
+        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+    }
+
     fn get(&self, bench: &Workbench<'_>, encoder: &Encoder) -> Result<Arc<LoadedEncoder>, TaskError> {
         let key = Digest::of_json(encoder);
         let mut slot = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -59,9 +64,7 @@ fn load(bench: &Workbench<'_>, encoder: &Encoder) -> Result<LoadedEncoder, TaskE
         }
         Encoder::Student { student } => {
             let Student { shape, params, .. } = Student::load(bench, student)?;
-            let missing = || TaskError::Input(format!("student {student} reads vectors and cannot embed text"));
-            let tokenizer = local_copy(bench, shape.tokenizer.as_ref().ok_or_else(missing)?)?;
-            (shape.tower, params, tokenizer)
+            (shape.tower, params, bench.part(student, TOKENIZER)?)
         }
     };
     let Input::Tokens { encoder, .. } = &config.input else {

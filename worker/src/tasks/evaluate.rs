@@ -2,7 +2,7 @@
 
 use super::bench::{Content, Produced, TaskError, Workbench};
 use super::mine::answers;
-use super::search::load_run;
+use super::search::load_ranking;
 use crate::metrics::answers::AnswerText;
 use crate::metrics::metric::{GradedRanking, Metric};
 use crate::search::topk::Hit;
@@ -57,7 +57,7 @@ pub fn evaluate(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskErro
         unreachable!("called with its own task")
     };
     let wanted = metrics.iter().map(|name| parse(name)).collect::<Result<Vec<_>, _>>()?;
-    let lists = load_run(bench, run)?;
+    let lists = load_ranking(bench, run)?;
     let deepest = wanted.iter().filter_map(|metric| match metric {
         Wanted::Accuracy(cutoff) => Some(*cutoff),
         Wanted::Judged(_) => None,

@@ -1,9 +1,9 @@
 //! Students and runs in the formats of others.
 
 use super::bench::{Content, Produced, TaskError, Workbench};
-use super::input::{local_copy, model_folder};
-use super::search::load_run;
-use super::student::Student;
+use super::input::model_folder;
+use super::search::load_ranking;
+use super::student::{Student, TOKENIZER};
 use crate::metrics::run::{RankedDocument, Run};
 use crate::model::{
     EncoderConfig, FileDtype, Head, Input, ParamLayout, Pooling, load_encoder, save_encoder, write_safetensors,
@@ -34,9 +34,7 @@ pub fn student(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError
             let length = loaded.layout.entries().iter().filter(|entry| !entry.path.starts_with("head"));
             let length = length.map(|entry| entry.range().end).max().unwrap_or(0);
             save_encoder(&folder, encoder, &loaded.params[..length], FileDtype::F32).map_err(TaskError::input)?;
-            let tokenizer = loaded.shape.tokenizer.as_ref();
-            let missing = || TaskError::Input(format!("{student}: it reads text and names no tokenizer"));
-            (encoder.clone(), *pooling, local_copy(bench, tokenizer.ok_or_else(missing)?)?)
+            (encoder.clone(), *pooling, bench.part(student, TOKENIZER)?)
         }
     };
     let target = folder.join("tokenizer.json");
@@ -180,7 +178,7 @@ pub fn run(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
     let Task::ExportRun { run, name, queries, passages, sets } = task else {
         unreachable!("called with its own task")
     };
-    let lists = load_run(bench, run)?;
+    let lists = load_ranking(bench, run)?;
     let judgements = bench.judgements(queries, sets)?;
     let asked = judgements.iter().map(|judgement| judgement.query).collect();
     let query_ids = ids(bench, queries.shards, &asked, |shard| {

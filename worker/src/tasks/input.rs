@@ -119,8 +119,15 @@ pub fn for_each_line(
             line.pop();
         }
         let content = if number == 1 { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line) } else { &line };
-        if !content.is_empty() {
-            each(number, content)?;
+        if content.is_empty() {
+            continue;
+        }
+        if let Err(error) = each(number, content) {
+            // A file that changed explains a bad line better than the line itself.
+            std::io::copy(&mut lines, &mut std::io::sink()).map_err(|error| read_error(file, &error))?;
+            drop(lines);
+            verify(&hasher, file)?;
+            return Err(error);
         }
     }
     // A gzip reader may stop before the end of the file; the digest is of the whole of it.

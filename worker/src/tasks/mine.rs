@@ -1,7 +1,7 @@
 //! Ranked lists to hard negatives.
 
 use super::bench::{Content, Produced, TaskError, Workbench};
-use super::search::load_run;
+use super::search::load_ranking;
 use crate::metrics::answers::{Answer, AnswerText};
 use crate::mining::{Audit, Candidate, Hooks, MiningSpec, Query, Sampling};
 use crate::search::topk::Hit;
@@ -24,7 +24,7 @@ pub fn mine(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
     let Task::Mine { runs, queries, passages, sets, teacher, mining, seed } = task else {
         unreachable!("called with its own task")
     };
-    let lists = runs.iter().map(|run| load_run(bench, run)).collect::<Result<Vec<_>, _>>()?;
+    let lists = runs.iter().map(|run| load_ranking(bench, run)).collect::<Result<Vec<_>, _>>()?;
     let positives = known_positives(bench, queries, sets)?;
     let spec = MiningSpec {
         rank_from: mining.from_rank as usize - 1,

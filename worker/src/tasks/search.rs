@@ -1,19 +1,19 @@
 //! Questions against the corpus: exact top-k over some shards, and the merging of such lists.
 
-use super::bench::{Content, Produced, RUN, TaskError, VECTORS, Workbench};
+use super::bench::{Content, Produced, RANKING, TaskError, VECTORS, Workbench};
 use super::fit::{bm25_texts, load_pca, load_statistics};
 use crate::fit::pca::Pca;
 use crate::matrix::Matrix;
-use crate::metrics::run::{RankedDocument, Run};
 use crate::search::bm25::{Bm25, ShardIndex};
 use crate::search::dense::search_block;
 use crate::search::topk::{Hit, TopK};
+use crate::tables::{read_rankings, write_rankings};
 use crate::vectors::read_vectors;
 use retort_common::task::{ArtifactId, PcaReduction, Retriever, Table, Task};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A retriever over some shards to a run.
+/// A retriever over some shards to ranked lists.
 pub fn search(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
     let Task::Search { retriever, queries, sets, depth, .. } = task else {
         unreachable!("called with its own task")
@@ -28,7 +28,7 @@ pub fn search(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError>
         }
         Retriever::Bm25 { .. } => bm25(bench, &rows, queries, retriever, &mut top)?,
     }
-    finish(bench, rows.into_iter().zip(top.into_ranked()))
+    finish(bench, &rows.into_iter().zip(top.into_ranked()).collect::<Vec<_>>())
 }
 
 /// Applies a reduction; none leaves vectors as they are.
@@ -101,59 +101,30 @@ pub fn query_texts(bench: &Workbench<'_>, queries: &Table, rows: &[u64]) -> Resu
     Ok(texts)
 }
 
-fn finish(
-    bench: &Workbench<'_>,
-    ranked: impl Iterator<Item = (u64, Vec<Hit>)>,
-) -> Result<Produced, TaskError> {
-    let mut run = Run::default();
-    let mut queries = 0u64;
-    for (query, hits) in ranked {
-        let documents = hits.into_iter().map(|hit| RankedDocument { id: hit.row.to_string(), score: hit.score });
-        run.insert(&query.to_string(), documents.collect()).map_err(TaskError::input)?;
-        queries += 1;
-    }
-    let path = bench.scratch(RUN);
-    let file = std::fs::File::create(&path).map_err(Workbench::scratch_error(&path))?;
-    run.write_trec(RUN, "retort", std::io::BufWriter::new(file)).map_err(TaskError::input)?;
-    let meta = json!({ "queries": queries });
-    Ok(Produced { parts: vec![(RUN.to_owned(), Content::File(path))], meta })
+fn finish(bench: &Workbench<'_>, lists: &[(u64, Vec<Hit>)]) -> Result<Produced, TaskError> {
+    let path = bench.scratch(RANKING);
+    write_rankings(&path, lists)?;
+    let meta = json!({ "queries": lists.len() });
+    Ok(Produced { parts: vec![(RANKING.to_owned(), Content::File(path))], meta })
 }
 
-/// The ranked lists of a run whose ids are row numbers, best first.
-pub fn load_run(bench: &Workbench<'_>, artifact: &ArtifactId) -> Result<BTreeMap<u64, Vec<Hit>>, TaskError> {
-    let path = bench.part(artifact, RUN)?;
-    let run = Run::open_trec(&path).map_err(TaskError::input)?;
-    let number = |id: &str| id.parse::<u64>().map_err(|_| TaskError::Input(format!("{artifact}: {id:?} is no row")));
-    let mut lists = BTreeMap::new();
-    for (query, documents) in run.iter() {
-        let hits = documents
-            .iter()
-            .map(|document| Ok(Hit { row: number(&document.id)?, score: document.score }))
-            .collect::<Result<Vec<_>, TaskError>>()?;
-        lists.insert(number(query)?, hits);
-    }
-    Ok(lists)
+/// The ranked lists of an artifact by question, best first.
+pub fn load_ranking(bench: &Workbench<'_>, artifact: &ArtifactId) -> Result<BTreeMap<u64, Vec<Hit>>, TaskError> {
+    Ok(read_rankings(&bench.part(artifact, RANKING)?)?)
 }
 
 /// Lists over disjoint shards to one list.
-pub fn merge(bench: &Workbench<'_>, runs: &[ArtifactId], depth: u32) -> Result<Produced, TaskError> {
-    let mut rows: BTreeMap<u64, usize> = BTreeMap::new();
-    let mut top: Option<TopK> = None;
-    for run in runs {
-        let lists = load_run(bench, run)?;
-        let top = top.get_or_insert_with(|| {
-            rows = lists.keys().copied().zip(0..).collect();
-            TopK::new(rows.len(), depth as usize)
-        });
-        for (query, hits) in lists {
-            let at = *rows.get(&query).ok_or_else(|| {
-                TaskError::Input(format!("{run}: ranks question {query}, which the other runs lack"))
-            })?;
+pub fn merge(bench: &Workbench<'_>, rankings: &[ArtifactId], depth: u32) -> Result<Produced, TaskError> {
+    let mut best = BTreeMap::<u64, TopK>::new();
+    for ranking in rankings {
+        for (query, hits) in load_ranking(bench, ranking)? {
+            let top = best.entry(query).or_insert_with(|| TopK::new(1, depth as usize));
             for hit in hits {
-                top.push(at, hit).map_err(TaskError::input)?;
+                top.push(0, hit).map_err(TaskError::input)?;
             }
         }
     }
-    let ranked = top.map(TopK::into_ranked).unwrap_or_default();
-    finish(bench, rows.into_keys().zip(ranked))
+    let lists: Vec<_> =
+        best.into_iter().map(|(query, top)| (query, top.into_ranked().pop().unwrap_or_default())).collect();
+    finish(bench, &lists)
 }

@@ -3,7 +3,6 @@
 use super::bench::{TaskError, Workbench};
 use crate::model::{ParamLayout, TowerConfig, read_parameters};
 use crate::report::StepPoint;
-use retort_common::spec::inputs::InputFile;
 use retort_common::task::ArtifactId;
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub const SHAPE: &str = "student.json";
 /// The part that holds the weights.
 pub const WEIGHTS: &str = "weights.safetensors";
+/// The part that holds the tokenizer of a student that reads text.
+pub const TOKENIZER: &str = "tokenizer.json";
 /// The part that holds the loss curve.
 pub const CURVE: &str = "curve.json";
 
@@ -20,10 +21,6 @@ pub const CURVE: &str = "curve.json";
 pub struct StudentShape {
     /// Its tower.
     pub tower: TowerConfig,
-    /// Its tokenizer, where it reads text.
-    pub tokenizer: Option<InputFile>,
-    /// The signal it learnt from, for people.
-    pub data: String,
 }
 
 /// A student with its weights in the flat order of its layout.

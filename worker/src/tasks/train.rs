@@ -9,7 +9,7 @@ use super::embed::pooling;
 use super::fit::load_pca;
 use super::input::model_folder;
 use super::order::{OrderReader, StepRows, TextRow};
-use super::student::{CURVE, SHAPE, Student, StudentShape, WEIGHTS};
+use super::student::{CURVE, SHAPE, Student, StudentShape, TOKENIZER, WEIGHTS};
 use crate::losses::{self, Objective, Similarity, Teacher};
 use crate::matrix::Matrix;
 use crate::model::{Batch, Head, Input, Tower, TowerConfig, FileDtype, load_encoder, write_parameters};
@@ -24,6 +24,8 @@ use retort_common::spec::{self, LossKind, LossScope, LossSpec, PhaseSpec};
 use retort_common::task::{ProjectionStart, StudentStart, Task, VectorSet};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
 
 /// The shortest text in a padded batch has at least this share of the longest one's tokens.
 const LEAST_FILL: f64 = 0.6;
@@ -33,8 +35,17 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
     let Task::Train { start, order, inputs, signal, phase, loss, normalize, seed, .. } = task else {
         unreachable!("called with its own task")
     };
-    let (shape, params) = begin(bench, start, *seed)?;
+    bench.encoders.clear();
+    let (shape, params, tokenizer) = begin(bench, start, *seed)?;
     let mut reader = OrderReader::open(bench, order)?;
+    let signal_vectors = Rc::new(Vectors::open(bench, signal)?);
+    let inputs = match inputs {
+        // A head's own input is mostly its signal, too: its files are opened once.
+        Some(set) if set == signal => Some(Rc::clone(&signal_vectors)),
+        Some(set) => Some(Rc::new(Vectors::open(bench, set)?)),
+        None => None,
+    };
+    let signal = signal_vectors;
     let tower = Tower::new(shape.tower.clone(), &params, &bench.device).map_err(TaskError::input)?;
     let mut trainer = Trainer {
         bench,
@@ -42,8 +53,8 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
         objective: objective(loss, *normalize),
         optimizer: optimizer(&tower, phase),
         schedule: schedule(phase, reader.steps),
-        inputs: inputs.as_ref().map(|set| Vectors::open(bench, set)).transpose()?,
-        signal: Vectors::open(bench, signal)?,
+        inputs,
+        signal,
         pad_token_id: pad_token_id(&shape.tower),
         tower,
         params,
@@ -65,15 +76,21 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
             trainer.save(&checkpoints, step)?;
         }
     }
-    finish(bench, &shape, trainer, step)
+    finish(bench, &shape, tokenizer, trainer, step)
 }
 
 /// The student before the first step.
-fn begin(bench: &Workbench<'_>, start: &StudentStart, seed: u64) -> Result<(StudentShape, Vec<f32>), TaskError> {
+fn begin(
+    bench: &Workbench<'_>,
+    start: &StudentStart,
+    seed: u64,
+) -> Result<(StudentShape, Vec<f32>, Option<PathBuf>), TaskError> {
     match start {
         StudentStart::Student { student } => {
             let Student { shape, params, .. } = Student::load(bench, student)?;
-            Ok((shape, params))
+            let reads_text = matches!(shape.tower.input, Input::Tokens { .. });
+            let tokenizer = if reads_text { Some(bench.part(student, TOKENIZER)?) } else { None };
+            Ok((shape, params, tokenizer))
         }
         StudentStart::Head { input, dim, hidden, init } => {
             let dim = *dim as usize;
@@ -85,7 +102,7 @@ fn begin(bench: &Workbench<'_>, start: &StudentStart, seed: u64) -> Result<(Stud
             tower.validate().map_err(TaskError::input)?;
             let mut params = tower.initial_params(seed);
             start_projection(bench, &tower, &mut params, init)?;
-            Ok((StudentShape { tower, tokenizer: None, data: "vectors".to_owned() }, params))
+            Ok((StudentShape { tower }, params, None))
         }
         StudentStart::Encoder { files, layers, pooling: kind, dim, init } => {
             let folder = model_folder(bench, files)?;
@@ -100,8 +117,7 @@ fn begin(bench: &Workbench<'_>, start: &StudentStart, seed: u64) -> Result<(Stud
             if dim.is_some() {
                 start_projection(bench, &tower, &mut params, init)?;
             }
-            let tokenizer = Some(files.tokenizer.clone());
-            Ok((StudentShape { tower, tokenizer, data: "text".to_owned() }, params))
+            Ok((StudentShape { tower }, params, Some(folder.join("tokenizer.json"))))
         }
     }
 }
@@ -227,8 +243,8 @@ struct Trainer<'a> {
     objective: Objective,
     optimizer: AdamW,
     schedule: Schedule,
-    inputs: Option<Vectors>,
-    signal: Vectors,
+    inputs: Option<Rc<Vectors>>,
+    signal: Rc<Vectors>,
     pad_token_id: u32,
     tower: Tower,
     params: Vec<f32>,
@@ -414,6 +430,7 @@ fn term_name(term: &losses::LossSpec) -> String {
 fn finish(
     bench: &Workbench<'_>,
     shape: &StudentShape,
+    tokenizer: Option<PathBuf>,
     trainer: Trainer<'_>,
     steps: u64,
 ) -> Result<Produced, TaskError> {
@@ -423,11 +440,12 @@ fn finish(
     let flat: Vec<u8> = trainer.params.iter().flat_map(|value| value.to_le_bytes()).collect();
     let weights_sha256 = Digest::of(&flat);
     let json = |value: serde_json::Result<Vec<u8>>| value.map(Into::into).map_err(TaskError::input);
-    let parts = vec![
+    let mut parts = vec![
         (SHAPE.to_owned(), Content::Bytes(json(serde_json::to_vec_pretty(shape))?)),
         (WEIGHTS.to_owned(), Content::File(path)),
         (CURVE.to_owned(), Content::Bytes(json(serde_json::to_vec(&trainer.curve))?)),
     ];
+    parts.extend(tokenizer.map(|path| (TOKENIZER.to_owned(), Content::File(path))));
     let last = trainer.curve.last().map(|point| point.loss);
     let meta = json!({
         "steps": steps, "loss": last, "weights_sha256": weights_sha256,
