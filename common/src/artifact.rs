@@ -35,7 +35,7 @@ pub enum ArtifactError {
         cause: String,
     },
     /// A part whose bytes are not those its manifest promises.
-    #[error("part {part:?} of {artifact} is corrupt: {cause}; delete its manifest and run the job again")]
+    #[error("part {part:?} of {artifact} is corrupt: {cause}; put the file back from a copy, or use another store")]
     Corrupt {
         /// Which artifact.
         artifact: ArtifactId,

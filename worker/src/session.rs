@@ -413,7 +413,8 @@ impl Session {
                 self.start_next();
                 return Ok(());
             }
-            Err(cause) => failure(format!("the assignment is not understood: {cause}"), false),
+            // Another worker, of another version, may understand it.
+            Err(cause) => failure(format!("the assignment is not understood: {cause}"), true),
         };
         let result = failed(key, refusal, Duration::ZERO);
         self.hold(key, result.clone());

@@ -51,15 +51,36 @@ pub fn check(spec: &JobSpec) -> Check {
     ensure((0.0..=1.0).contains(&spec.baselines.bm25_b), &["baselines", "bm25_b"], "must lie between 0 and 1")?;
     within(spec.evaluate.depth, 1, 10_000, &["evaluate", "depth"])?;
     ensure(!spec.evaluate.metrics.is_empty(), &["evaluate", "metrics"], "name at least one, e.g. \"mrr@10\"")?;
+    for metric in &spec.evaluate.metrics {
+        check_metric(metric, spec.evaluate.depth)?;
+    }
     let mut names = BTreeSet::from(["teacher", "bm25"]);
     for (index, student) in spec.student.iter().enumerate() {
         let index = index.to_string();
         let path = ["student", index.as_str()];
-        let taken = format!("{:?} is taken or not plain: every row needs a name of its own", student.name);
-        ensure(plain(&student.name) && names.insert(&student.name), &[path[0], path[1], "name"], taken)?;
+        let taken = format!("{:?} is taken, begins with \"pca-\" or is not plain: every row needs a name of its own", student.name);
+        let own = plain(&student.name) && !student.name.starts_with("pca-") && names.insert(&student.name);
+        ensure(own, &[path[0], path[1], "name"], taken)?;
         check_student(spec, student, &path)?;
     }
     Ok(())
+}
+
+/// A metric is a name and, for most, a cutoff within the ranked lists: beyond their end it would mislead.
+fn check_metric(metric: &str, depth: u32) -> Check {
+    let path = ["evaluate", "metrics"];
+    let (name, cutoff) = metric.split_once('@').map_or((metric, None), |(name, cutoff)| (name, Some(cutoff)));
+    let name = name.split('(').next().unwrap_or(name);
+    let known = ["mrr", "ndcg", "recall", "success", "p", "map", "accuracy"];
+    let message = format!("{metric:?} is unknown; the names are {}, e.g. \"mrr@10\"", known.join(", "));
+    ensure(known.contains(&name), &path, message)?;
+    let Some(cutoff) = cutoff else {
+        let whole = ["map", "mrr", "ndcg"].contains(&name);
+        return ensure(whole, &path, format!("{metric:?} needs a cutoff, e.g. \"{name}@10\""));
+    };
+    let within = cutoff.parse().is_ok_and(|cutoff: u32| (1..=depth).contains(&cutoff));
+    let message = format!("{metric:?} must cut between 1 and evaluate.depth = {depth}");
+    ensure(within, &path, message)
 }
 
 fn check_sets(spec: &JobSpec) -> Check {
@@ -108,6 +129,13 @@ fn check_student(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Check
             ensure(!layers.is_empty(), &key("layers"), "keep at least one layer")?;
             let rising = layers.windows(2).all(|pair| pair[0] < pair[1]);
             ensure(rising, &key("layers"), "numbers must rise: layers keep their order")?;
+        }
+    }
+    for (name, tokens) in
+        [("query_max_tokens", student.query_max_tokens), ("passage_max_tokens", student.passage_max_tokens)]
+    {
+        if let Some(tokens) = tokens {
+            within(tokens, 3, LARGEST_TOKENS, &key(name))?;
         }
     }
     if let Some(dim) = student.dim {
@@ -208,6 +236,8 @@ fn check_loss(phase: &PhaseSpec, loss: &LossSpec, at: &[&str]) -> Check {
     )?;
     let pairs = matches!(loss.kind, LossKind::InfoNce | LossKind::Kl | LossKind::MarginMse);
     ensure(!pairs || phase.data == PhaseData::Queries, at, format!("{name} compares pairs: use data = \"queries\""))?;
+    let alone = pairs && phase.batch == 1 && phase.negatives == 0;
+    ensure(!alone, at, format!("{name} has nothing to compare with: raise `batch` or `negatives`"))?;
     let listed = loss.kind == LossKind::MarginMse || loss.scope == Some(LossScope::Listed);
     ensure(!listed || phase.negatives > 0, at, format!("{name} over listed candidates needs `negatives` above 0"))
 }

@@ -65,7 +65,7 @@ pub enum PlanError {
         what: &'static str,
     },
     /// A manifest that does not say what it must.
-    #[error("the manifest of {artifact} has no valid {key:?}; delete the artifact and submit again")]
+    #[error("the manifest of {artifact} has no valid {key:?}; use another store")]
     Meta {
         /// The artifact.
         artifact: ArtifactId,
@@ -136,7 +136,7 @@ impl Planner<'_, '_> {
         let Some(base) = self.base()? else { return Ok(()) };
         let Some(dim) = self.teacher_dim(&base)? else { return Ok(()) };
         let spec = self.context.spec;
-        let pca_dims = pca_dims(spec, dim)?;
+        let pca_dims = pca_dims(spec, dim, base.passages.rows)?;
         let pca =
             (!pca_dims.is_empty() || spec.student.iter().any(starts_from_pca)).then(|| self.fit_pca(&base));
         let negatives = mines(spec).then(|| self.mine(&base));
@@ -368,12 +368,14 @@ fn starts_from_pca(student: &StudentSpec) -> bool {
 }
 
 /// The dimensions of the PCA rows: those asked for, and the students' so that each has its rival.
-fn pca_dims(spec: &JobSpec, teacher: u32) -> Result<BTreeSet<u32>, PlanError> {
+fn pca_dims(spec: &JobSpec, teacher: u32, passages: u64) -> Result<BTreeSet<u32>, PlanError> {
     let mut dims: BTreeSet<u32> = spec.baselines.pca.iter().copied().collect();
     if let Some(dim) = dims.iter().copied().find(|dim| *dim > teacher) {
         return Err(PlanError::PcaDim { dim, teacher });
     }
-    dims.extend(spec.student.iter().filter_map(|student| student.dim).filter(|dim| *dim < teacher));
+    // A rival that nobody asked for must not fail a job whose corpus is too small to fit it.
+    let fits = |dim: &u32| *dim < teacher && u64::from(*dim) < passages;
+    dims.extend(spec.student.iter().filter_map(|student| student.dim).filter(fits));
     Ok(dims)
 }
 
