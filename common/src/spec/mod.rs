@@ -363,7 +363,7 @@ pub struct EvaluateSpec {
 
 impl Default for EvaluateSpec {
     fn default() -> Self {
-        let metrics = ["mrr@10", "ndcg@10", "recall@20", "recall@100", "success@20"];
+        let metrics = ["mrr@10", "ndcg@10", "recall@20", "recall@100", "success@20", "accuracy@20"];
         Self { depth: 100, metrics: metrics.map(str::to_owned).to_vec() }
     }
 }
