@@ -74,7 +74,7 @@ const CASES: &[Case] = &[
         what: "a malformed line",
         spoil: |home| replace(&home.join("data/corpus.jsonl"), "\n{\"_id\":\"p2\"", "\n{\"_id\":p2\""),
         code: 100,
-        words: &["data/corpus.jsonl:3", "correct the line"],
+        words: &["data/corpus.jsonl:3: expected value at column 8", "correct the line"],
     },
     Case {
         what: "a malformed question",
@@ -89,7 +89,7 @@ const CASES: &[Case] = &[
             fs::write(home.join("data/corpus.jsonl.gz"), b"\x1f\x8b\x08 and nothing that follows").unwrap();
         },
         code: 100,
-        words: &["data/corpus.jsonl.gz:1"],
+        words: &["data/corpus.jsonl.gz:1", "damaged or truncated"],
     },
     Case {
         what: "an empty corpus",
@@ -288,7 +288,7 @@ fn a_store_that_refuses_writes_is_named_and_used_once_it_is_mended() {
     let store = home.path().join("store");
     fs::write(&store, "a file").unwrap();
     for line in ["run spec.toml --store store/below", "run spec.toml --store store", "coordinator --store store/below"] {
-        home.retort(line).expect(1, &["store", "exist"]);
+        home.retort(line).expect(1, &["/store", "cannot make this folder the store"]);
     }
     fs::remove_file(&store).unwrap();
 
