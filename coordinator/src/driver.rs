@@ -71,7 +71,11 @@ impl Handle {
     }
 
     /// Opens a session; its number and the commands for it, until it is closed.
-    pub async fn hello(&self, worker: WorkerId, info: HelloInfo) -> Result<(u64, mpsc::Receiver<Command>), Stopped> {
+    pub async fn hello(
+        &self,
+        worker: WorkerId,
+        info: HelloInfo,
+    ) -> Result<(u64, mpsc::Receiver<Command>), Stopped> {
         let session = self.sessions.fetch_add(1, Ordering::Relaxed) + 1;
         let (sender, receiver) = mpsc::channel(SESSION_QUEUE);
         let message = Message::Hello { worker, session, info, commands: sender };
@@ -166,7 +170,12 @@ impl<J: Journal> Driver<J> {
         facts.iter().for_each(|fact| scheduler::apply(&mut state, fact));
         let base_ms = state.clock_ms;
         state.recover(base_ms);
-        tracing::info!(facts = facts.len(), jobs = state.jobs.len(), live = state.live.len(), "journal replayed");
+        tracing::info!(
+            facts = facts.len(),
+            jobs = state.jobs.len(),
+            live = state.live.len(),
+            "journal replayed"
+        );
         let (sender, inbox) = mpsc::channel(INBOX);
         let handle = Handle { inbox: sender, sessions: Arc::new(AtomicU64::new(0)) };
         let (probes, wanted) = mpsc::unbounded_channel();
@@ -288,7 +297,9 @@ impl<J: Journal> Driver<J> {
                 self.desk.logs.push(job, line);
             }
             Command::Close { worker } => drop(self.routes.remove(&worker)),
-            Command::Run { ref worker, .. } | Command::Stop { ref worker, .. } | Command::Settle { ref worker, .. } => {
+            Command::Run { ref worker, .. }
+            | Command::Stop { ref worker, .. }
+            | Command::Settle { ref worker, .. } => {
                 let worker = worker.clone();
                 let Some((_, route)) = self.routes.get(&worker) else { return };
                 // What is lost with the session is dealt again when the worker says what it has in hand.

@@ -82,7 +82,9 @@ pub enum JournalError {
         source: StoreError,
     },
     /// The store did not answer in time.
-    #[error("{path}: the store did not answer for {tries} tries; start the coordinator again when it is well")]
+    #[error(
+        "{path}: the store did not answer for {tries} tries; start the coordinator again when it is well"
+    )]
     Timeout {
         /// Where.
         path: String,
@@ -162,7 +164,8 @@ impl<O: Objects> ObjectJournal<O> {
         let bytes = Bytes::from(text);
         let mut pause = self.first_pause;
         for _ in 0..TRIES {
-            let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.objects.create(&path, bytes.clone())).await;
+            let answer =
+                tokio::time::timeout(ANSWER_TIMEOUT, self.objects.create(&path, bytes.clone())).await;
             match answer {
                 Ok(Ok(Put::Created)) => return Ok(None),
                 Ok(Err(error)) if !error.is_transient() => return Err(JournalError::Store { source: error }),
@@ -176,7 +179,9 @@ impl<O: Objects> ObjectJournal<O> {
                     Err(error) => return Err(error),
                 },
             }
-            tokio::time::sleep(pause).await;
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
         Err(JournalError::Timeout { path, tries: TRIES })
@@ -184,7 +189,8 @@ impl<O: Objects> ObjectJournal<O> {
 
     async fn look(&self, path: &str, nonce: &str) -> Result<Found, JournalError> {
         let timeout = || JournalError::Timeout { path: path.to_owned(), tries: 1 };
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.objects.read(path)).await.map_err(|_| timeout())?;
+        let answer =
+            tokio::time::timeout(ANSWER_TIMEOUT, self.objects.read(path)).await.map_err(|_| timeout())?;
         let Some(bytes) = answer.map_err(store)? else { return Ok(Found::Nothing) };
         let record = parse(path, &bytes)?;
         Ok(if record.nonce == nonce { Found::Own } else { Found::Other(Box::new(record)) })
@@ -198,7 +204,8 @@ impl<O: Objects> ObjectJournal<O> {
 
     async fn read(&self, sequence: u64) -> Result<Record, JournalError> {
         let path = path_of(sequence);
-        let missing = || JournalError::Corrupt { path: path.clone(), cause: "missing in the middle".to_owned() };
+        let missing =
+            || JournalError::Corrupt { path: path.clone(), cause: "missing in the middle".to_owned() };
         let bytes = self.objects.read(&path).await.map_err(store)?.ok_or_else(missing)?;
         parse(&path, &bytes)
     }
@@ -219,8 +226,12 @@ impl<O: Objects> Journal for ObjectJournal<O> {
         let mut beyond = None;
         for _ in 0..FENCE_TRIES {
             let (next, highest) = self.end().await?;
-            let record =
-                Record { epoch: highest + 1, nonce: (self.nonce)(), kind: RecordKind::Fence, facts: Vec::new() };
+            let record = Record {
+                epoch: highest + 1,
+                nonce: (self.nonce)(),
+                kind: RecordKind::Fence,
+                facts: Vec::new(),
+            };
             if let Some(other) = self.settle(next, &record).await? {
                 // The old leader was quicker with an append; the fence goes after it.
                 beyond = Some((next, other.epoch));

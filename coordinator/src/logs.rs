@@ -57,10 +57,10 @@ impl Logs {
     /// Adds a record; its sequence is set here.
     pub fn push(&mut self, job: JobId, line: LogLine) {
         if !self.jobs.contains_key(&job) {
-            if self.oldest.len() >= JOBS_WITH_LOGS {
-                if let Some(old) = self.oldest.pop_front() {
-                    self.jobs.remove(&old);
-                }
+            if self.oldest.len() >= JOBS_WITH_LOGS
+                && let Some(old) = self.oldest.pop_front()
+            {
+                self.jobs.remove(&old);
             }
             self.oldest.push_back(job.clone());
         }
@@ -77,7 +77,8 @@ impl Logs {
         let Some(log) = self.jobs.get(job) else { return (Vec::new(), filter.after) };
         let passes = |line: &&LogLine| {
             line.sequence > filter.after
-                && (filter.worker.is_empty() || line.worker.as_ref().is_some_and(|id| id.as_str() == filter.worker))
+                && (filter.worker.is_empty()
+                    || line.worker.as_ref().is_some_and(|id| id.as_str() == filter.worker))
                 && (filter.stage.is_empty() || line.stage.is_some_and(|stage| stage.name() == filter.stage))
         };
         let limit = if filter.tail == 0 { usize::MAX } else { filter.tail };

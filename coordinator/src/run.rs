@@ -3,8 +3,8 @@
 use crate::driver::{Driver, Probe};
 use crate::grpc::jobs::JobsService;
 use crate::grpc::session::WorkersService;
-use crate::scheduler::INCARNATION;
 use crate::journal::{Journal, JournalError, ObjectJournal};
+use crate::scheduler::INCARNATION;
 use futures::FutureExt;
 use retort_common::artifact;
 use retort_common::net::{self, MAX_MESSAGE_BYTES, NetError, NetOptions};

@@ -142,7 +142,12 @@ impl TaskContext {
         }
         *said = Some(Instant::now());
         let attempt = Some(attempt(self.id, self.attempt));
-        self.say(ToCoordinator::Progress(proto::Progress { attempt, done, total, detail: detail.to_owned() }));
+        self.say(ToCoordinator::Progress(proto::Progress {
+            attempt,
+            done,
+            total,
+            detail: detail.to_owned(),
+        }));
     }
 
     /// A line for the job's log; the level is INFO, WARN or ERROR.
@@ -203,15 +208,25 @@ pub async fn run(
         let Some(url) = session.config.coordinators.get(which).cloned() else { return Ok(()) };
         let dialled = Instant::now();
         let cause = tokio::select! {
-            () = &mut shutdown => return Ok(session.stop()),
+            () = &mut shutdown => {
+                session.stop();
+                return Ok(());
+            }
             cause = session.serve(&url) => cause,
         };
         // A session that held for a while begins the pauses anew.
         tries = if dialled.elapsed() > session.detection { 1 } else { tries.saturating_add(1) };
         let pause = backoff(tries, session.detection);
-        tracing::warn!(coordinator = url, "session ended: {cause}; dialling again in {} ms", pause.as_millis());
+        tracing::warn!(
+            coordinator = url,
+            "session ended: {cause}; dialling again in {} ms",
+            pause.as_millis()
+        );
         tokio::select! {
-            () = &mut shutdown => return Ok(session.stop()),
+            () = &mut shutdown => {
+                session.stop();
+                return Ok(());
+            }
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -489,7 +504,8 @@ fn failure(message: String, retryable: bool) -> TaskFailure {
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> TaskFailure {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    let text =
+        panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     // A panic may be of this machine alone, so another may try.
     failure(format!("panicked: {}", text.unwrap_or("without a message")), true)
 }
@@ -501,7 +517,8 @@ fn result(key: Key, outcome: Result<Outcome, TaskFailure>, elapsed: Duration) ->
     };
     let meta_json = meta.to_string();
     if meta_json.len() > MAX_META_BYTES {
-        let message = format!("the artifact's meta has {} bytes, more than {MAX_META_BYTES}", meta_json.len());
+        let message =
+            format!("the artifact's meta has {} bytes, more than {MAX_META_BYTES}", meta_json.len());
         return failed(key, failure(message, false), elapsed);
     }
     let (attempt, elapsed_ms) = (Some(attempt(key.0, key.1)), elapsed.as_millis() as u64);

@@ -3,7 +3,7 @@
 use super::{CallError, status};
 use crate::driver::{self, Handle};
 use crate::logs::{LogFilter, LogLine};
-use crate::scheduler::view::{self, JobView, Standing, StageView, WorkerView};
+use crate::scheduler::view::{self, JobView, StageView, Standing, WorkerView};
 use crate::scheduler::{Input, Outcome, Reply};
 use retort_common::ids::{JobId, RequestId};
 use retort_common::proto;
@@ -63,7 +63,10 @@ impl Jobs for JobsService {
         }
     }
 
-    async fn list(&self, request: Request<proto::ListRequest>) -> Result<Response<proto::ListResponse>, Status> {
+    async fn list(
+        &self,
+        request: Request<proto::ListRequest>,
+    ) -> Result<Response<proto::ListResponse>, Status> {
         let proto::ListRequest { all } = request.into_inner();
         let jobs = self.handle.ask(move |desk| desk.jobs(all)).await.map_err(status)?;
         let jobs = jobs.iter().map(|job| encode_job(job, &self.store)).collect();
@@ -76,7 +79,10 @@ impl Jobs for JobsService {
         Ok(Response::new(proto::GetResponse { job: Some(encode_job(&job, &self.store)) }))
     }
 
-    async fn watch(&self, request: Request<proto::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(
+        &self,
+        request: Request<proto::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
         let proto::WatchRequest { job_id } = request.into_inner();
         let job = self.resolve(job_id).await?;
         let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
@@ -99,7 +105,11 @@ impl Jobs for JobsService {
     ) -> Result<Response<proto::CancelResponse>, Status> {
         let proto::CancelRequest { job_id, force } = request.into_inner();
         let job = self.resolve(job_id).await?;
-        self.handle.request(Input::Cancel { job: job.clone(), force }).await.map_err(status)?.map_err(status)?;
+        self.handle
+            .request(Input::Cancel { job: job.clone(), force })
+            .await
+            .map_err(status)?
+            .map_err(status)?;
         let job = self.job(job.to_string()).await?;
         Ok(Response::new(proto::CancelResponse { job: Some(encode_job(&job, &self.store)) }))
     }
@@ -118,7 +128,8 @@ impl Jobs for JobsService {
 fn submit_input(request: proto::SubmitRequest) -> Result<Input, CallError> {
     let proto::SubmitRequest { request_id, spec_json, inputs_json } = request;
     let request: RequestId = request_id.parse().map_err(|error| CallError::invalid("request_id", error))?;
-    let spec: JobSpec = serde_json::from_str(&spec_json).map_err(|error| CallError::invalid("spec_json", error))?;
+    let spec: JobSpec =
+        serde_json::from_str(&spec_json).map_err(|error| CallError::invalid("spec_json", error))?;
     // Another client may check less than ours.
     retort_common::spec::check(&spec).map_err(|error| CallError::invalid("spec_json", error))?;
     let inputs: JobInputs =
@@ -147,7 +158,8 @@ async fn watch(
         };
         let ended = matches!(view.standing, Standing::Ended(_));
         let timeless = without_clocks(&view);
-        let old = sent.as_ref().is_none_or(|(before, at)| *before != timeless || at.elapsed() > WATCH_CLOCK_PAUSE);
+        let old =
+            sent.as_ref().is_none_or(|(before, at)| *before != timeless || at.elapsed() > WATCH_CLOCK_PAUSE);
         if old || ended {
             let message = proto::WatchResponse { job: Some(encode_job(&view, &store)) };
             if sender.send(Ok(message)).await.is_err() || ended {

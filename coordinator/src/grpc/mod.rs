@@ -28,7 +28,9 @@ pub enum CallError {
         cause: String,
     },
     /// A worker of another protocol.
-    #[error("worker speaks session protocol {theirs}, coordinator {ours}; use the same version of retort on both")]
+    #[error(
+        "worker speaks session protocol {theirs}, coordinator {ours}; use the same version of retort on both"
+    )]
     Protocol {
         /// The worker's.
         theirs: u32,

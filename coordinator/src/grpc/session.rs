@@ -136,7 +136,8 @@ fn decode_hello(hello: proto::Hello) -> Result<(WorkerId, HelloInfo), CallError>
     if in_hand.len() > MAX_IN_HAND {
         return Err(CallError::invalid("in_hand", format!("more than {MAX_IN_HAND} attempts")));
     }
-    let in_hand = in_hand.into_iter().map(|attempt| decode_attempt(Some(attempt))).collect::<Result<_, _>>()?;
+    let in_hand =
+        in_hand.into_iter().map(|attempt| decode_attempt(Some(attempt))).collect::<Result<_, _>>()?;
     let (version, device, fingerprint) = (cut(version), cut(device), cut(fingerprint));
     Ok((worker, HelloInfo { device, fingerprint, version, threads, in_hand }))
 }
@@ -161,7 +162,8 @@ fn decode(worker: &WorkerId, session: u64, message: FromWorker) -> Result<Input,
             if meta_json.len() > MAX_META_BYTES {
                 return Err(CallError::invalid("meta_json", format!("longer than {MAX_META_BYTES} bytes")));
             }
-            let meta = serde_json::from_str(&meta_json).map_err(|error| CallError::invalid("meta_json", error))?;
+            let meta =
+                serde_json::from_str(&meta_json).map_err(|error| CallError::invalid("meta_json", error))?;
             Input::Finished { worker, session, task, attempt, meta, elapsed_ms, found }
         }
         FromWorker::Failed(proto::Failed { attempt, message, retryable, elapsed_ms: _ }) => {
@@ -208,7 +210,9 @@ fn encode(command: Command) -> Option<ToWorker> {
             ToWorker::Settled(proto::Settled { attempt: attempt(task, number) })
         }
         // These are not for workers and never reach a session.
-        Command::Probe(_) | Command::Close { .. } | Command::JobChanged(_) | Command::Log { .. } => return None,
+        Command::Probe(_) | Command::Close { .. } | Command::JobChanged(_) | Command::Log { .. } => {
+            return None;
+        }
     })
 }
 
@@ -225,9 +229,11 @@ mod tests {
 
     #[test]
     fn a_worker_of_another_protocol_is_refused() {
-        let hello = proto::Hello { worker_id: "w".into(), protocol: SESSION_PROTOCOL + 1, ..Default::default() };
+        let hello =
+            proto::Hello { worker_id: "w".into(), protocol: SESSION_PROTOCOL + 1, ..Default::default() };
         assert!(matches!(decode_hello(hello), Err(CallError::Protocol { .. })));
-        let hello = proto::Hello { worker_id: "../w".into(), protocol: SESSION_PROTOCOL, ..Default::default() };
+        let hello =
+            proto::Hello { worker_id: "../w".into(), protocol: SESSION_PROTOCOL, ..Default::default() };
         assert!(matches!(decode_hello(hello), Err(CallError::Invalid { field: "worker_id", .. })));
     }
 }

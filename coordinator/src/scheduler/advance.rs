@@ -34,12 +34,13 @@ fn advance_job(state: &State, now_ms: u64, job: &JobId, record: &JobRecord, deci
         end_jobs(state, now_ms, &only, Outcome::Succeeded, "every task is done", false, decision);
     } else if record.replan {
         plan_job(state, now_ms, job, record, decision);
-    } else if record.wants_fingerprint && record.fingerprint.is_none() {
-        if let Some(fingerprint) = commonest_fingerprint(state) {
-            decision.reason = format!("job {job} is bound to fingerprint {fingerprint}");
-            decision.facts.push(Fact::Pinned { job: job.clone(), fingerprint });
-            decision.commands.push(Command::JobChanged(job.clone()));
-        }
+    } else if record.wants_fingerprint
+        && record.fingerprint.is_none()
+        && let Some(fingerprint) = commonest_fingerprint(state)
+    {
+        decision.reason = format!("job {job} is bound to fingerprint {fingerprint}");
+        decision.facts.push(Fact::Pinned { job: job.clone(), fingerprint });
+        decision.commands.push(Command::JobChanged(job.clone()));
     }
 }
 
@@ -81,10 +82,10 @@ pub(super) fn stage_summaries(state: &State, job: &JobId, record: &JobRecord) ->
         let summary = stages.entry(task.stage).or_insert(empty);
         summary.tasks += 1;
         summary.cached += u32::from(task.is_cached_for(job));
-        if let TaskStatus::Done { elapsed_ms, made_for: Some(made_for), .. } = &task.status {
-            if made_for == job {
-                summary.seconds += *elapsed_ms as f64 / 1000.0;
-            }
+        if let TaskStatus::Done { elapsed_ms, made_for: Some(made_for), .. } = &task.status
+            && made_for == job
+        {
+            summary.seconds += *elapsed_ms as f64 / 1000.0;
         }
     }
     stages.into_values().collect()
@@ -101,8 +102,12 @@ fn commonest_fingerprint(state: &State) -> Option<String> {
 }
 
 fn probe(state: &State, decision: &mut Decision) {
-    let artifacts: Vec<_> =
-        state.unprobed.iter().filter_map(|id| state.tasks.get(id)).map(|record| record.task.output()).collect();
+    let artifacts: Vec<_> = state
+        .unprobed
+        .iter()
+        .filter_map(|id| state.tasks.get(id))
+        .map(|record| record.task.output())
+        .collect();
     if artifacts.is_empty() {
         return;
     }

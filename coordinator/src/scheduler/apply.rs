@@ -189,7 +189,8 @@ fn apply_to_task(state: &mut State, fact: &Fact) {
             state.clock_ms = state.clock_ms.max(*at_ms);
         }
         Fact::Completed { task, meta, elapsed_ms, found, at_ms, .. } => {
-            let Some(TaskStatus::Running { worker, job, .. }) = state.tasks.get(task).map(|record| &record.status)
+            let Some(TaskStatus::Running { worker, job, .. }) =
+                state.tasks.get(task).map(|record| &record.status)
             else {
                 return;
             };
@@ -235,12 +236,12 @@ fn set_status(state: &mut State, id: TaskId, status: TaskStatus) {
     if record.is_done() {
         return;
     }
-    if let TaskStatus::Running { attempt, worker, .. } = &record.status {
-        if let Some(set) = state.running.get_mut(worker) {
-            set.remove(&(id, *attempt));
-            if set.is_empty() {
-                state.running.remove(worker);
-            }
+    if let TaskStatus::Running { attempt, worker, .. } = &record.status
+        && let Some(set) = state.running.get_mut(worker)
+    {
+        set.remove(&(id, *attempt));
+        if set.is_empty() {
+            state.running.remove(worker);
         }
     }
     if let TaskStatus::Running { attempt, worker, .. } = &status {
@@ -261,7 +262,8 @@ fn set_status(state: &mut State, id: TaskId, status: TaskStatus) {
             let Some(job) = state.jobs.get_mut(&job) else { continue };
             job.open.remove(&id);
             // A plan is costly, so it is made again only after a task whose meta it waits for.
-            let tells = stage == Stage::Shard || (stage == Stage::Embed && !job.rows_planned) || job.open.is_empty();
+            let tells =
+                stage == Stage::Shard || (stage == Stage::Embed && !job.rows_planned) || job.open.is_empty();
             job.replan |= tells && job.end.is_none() && !job.complete_plan;
         }
     }

@@ -95,7 +95,15 @@ fn submit(
     decision.commands.push(job_log(&job, "INFO", format!("job {job} accepted")));
     decision.commands.push(Command::JobChanged(job.clone()));
     let submitted_unix_ms = unix_ms;
-    decision.facts.push(Fact::Submitted { job, request, spec, inputs, digest, submitted_unix_ms, at_ms: now_ms });
+    decision.facts.push(Fact::Submitted {
+        job,
+        request,
+        spec,
+        inputs,
+        digest,
+        submitted_unix_ms,
+        at_ms: now_ms,
+    });
     decision
 }
 
@@ -107,7 +115,13 @@ fn job_log(job: &JobId, level: &str, message: String) -> Command {
     Command::Log { job: job.clone(), worker: None, stage: None, level: level.to_owned(), message }
 }
 
-fn log(decision: &mut Decision, record: &TaskRecord, worker: Option<&WorkerId>, level: &str, message: String) {
+fn log(
+    decision: &mut Decision,
+    record: &TaskRecord,
+    worker: Option<&WorkerId>,
+    level: &str,
+    message: String,
+) {
     for job in &record.jobs {
         decision.commands.push(Command::Log {
             job: job.clone(),
@@ -164,12 +178,24 @@ pub(super) fn end_jobs(
         let level = if outcome == Outcome::Failed { "ERROR" } else { "INFO" };
         decision.commands.push(job_log(job, level, reason.to_owned()));
         decision.commands.push(Command::JobChanged(job.clone()));
-        decision.facts.push(Fact::Ended { job: job.clone(), outcome, reason: reason.to_owned(), at_ms: now_ms });
+        decision.facts.push(Fact::Ended {
+            job: job.clone(),
+            outcome,
+            reason: reason.to_owned(),
+            at_ms: now_ms,
+        });
     }
 }
 
 /// Has a connected worker stop an attempt; until it has, it gets no other work.
-fn stop(state: &State, worker: &WorkerId, task: TaskId, attempt: AttemptNumber, force: bool, decision: &mut Decision) {
+fn stop(
+    state: &State,
+    worker: &WorkerId,
+    task: TaskId,
+    attempt: AttemptNumber,
+    force: bool,
+    decision: &mut Decision,
+) {
     if state.workers.get(worker).is_some_and(|record| record.connected) {
         decision.facts.push(Fact::Stale { worker: worker.clone(), task, attempt });
         decision.commands.push(Command::Stop { worker: worker.clone(), task, attempt, force });
@@ -343,12 +369,20 @@ fn fail_task(
     }
 }
 
-fn lose(state: &State, now_ms: u64, task: TaskId, attempt: AttemptNumber, why: &str, decision: &mut Decision) {
+fn lose(
+    state: &State,
+    now_ms: u64,
+    task: TaskId,
+    attempt: AttemptNumber,
+    why: &str,
+    decision: &mut Decision,
+) {
     let Some(record) = state.tasks.get(&task) else { return };
     let TaskStatus::Running { worker, .. } = &record.status else { return };
     if record.losses + 1 >= MAX_LOSSES {
         let stage = record.stage;
-        let message = format!("{stage} task {task:?} was lost with its worker {MAX_LOSSES} times, last {worker}");
+        let message =
+            format!("{stage} task {task:?} was lost with its worker {MAX_LOSSES} times, last {worker}");
         return fail_task(state, now_ms, (task, attempt), worker.clone(), message, decision);
     }
     decision.facts.push(Fact::Lost { task, attempt });

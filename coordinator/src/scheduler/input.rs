@@ -231,7 +231,9 @@ pub enum Reply {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// A request id used for two different jobs.
-    #[error("request id {request} was used for job {job} with another spec or other inputs; use a new request id")]
+    #[error(
+        "request id {request} was used for job {job} with another spec or other inputs; use a new request id"
+    )]
     RequestReused {
         /// The request.
         request: RequestId,

@@ -1,14 +1,22 @@
 //! A job's tasks, as far as they can be known: the plan grows as metas of done tasks come in.
 //!
-//! 1. the corpus' shards; 2. with their number, the questions' shards; 3. with a fingerprint, the teacher's
-//! vectors; 4. with their dimension, everything else but the report; 5. when all of that is done, the report.
+//! 1. the corpus' shards
+//! 2. with their number, the questions' shards
+//! 3. with a fingerprint, the teacher's vectors
+//! 4. with their dimension, everything else but the report
+//! 5. when all of that is done, the report
+//!
+//! - [`students`]: rows in step order, training, vectors and export of a student
+//! - [`rows`]: the report and its rows
+
+mod rows;
+mod students;
 
 use retort_common::ids::{Digest, JobId, TaskId};
-use retort_common::spec::inputs::{JobInputs, ModelFiles};
-use retort_common::spec::{JobSpec, MiningSource, PhaseData, PhaseSpec, StudentKind, StudentSpec};
+use retort_common::spec::inputs::JobInputs;
+use retort_common::spec::{JobSpec, MiningSource, PhaseData, StudentKind, StudentSpec};
 use retort_common::task::{
-    ArtifactId, Encoder, OrderTokens, PcaReduction, PhaseLength, ProjectionStart, ReportRow, Retriever, RowVariant,
-    Side, StageSummary, StudentStart, Table, Task, TextInput, VectorSet,
+    ArtifactId, Encoder, PcaReduction, Retriever, Side, StageSummary, Table, Task, TextInput, VectorSet,
 };
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -73,7 +81,9 @@ pub enum PlanError {
         teacher: u32,
     },
     /// A name that no earlier head has.
-    #[error("student {student:?}: {name:?} is not the teacher and no earlier head; put that student before this one")]
+    #[error(
+        "student {student:?}: {name:?} is not the teacher and no earlier head; put that student before this one"
+    )]
     UnknownHead {
         /// Whose spec.
         student: String,
@@ -127,7 +137,8 @@ impl Planner<'_, '_> {
         let Some(dim) = self.teacher_dim(&base)? else { return Ok(()) };
         let spec = self.context.spec;
         let pca_dims = pca_dims(spec, dim)?;
-        let pca = (!pca_dims.is_empty() || spec.student.iter().any(starts_from_pca)).then(|| self.fit_pca(&base));
+        let pca =
+            (!pca_dims.is_empty() || spec.student.iter().any(starts_from_pca)).then(|| self.fit_pca(&base));
         let negatives = mines(spec).then(|| self.mine(&base));
         let mut trained: BTreeMap<&str, Trained> = BTreeMap::new();
         for student in &spec.student {
@@ -323,265 +334,6 @@ impl Planner<'_, '_> {
         }
         runs.pop().expect("a table has at least one shard")
     }
-
-    fn student(
-        &mut self,
-        base: &Base,
-        student: &StudentSpec,
-        dim: u32,
-        pca: Option<&ArtifactId>,
-        negatives: Option<&ArtifactId>,
-        earlier: &BTreeMap<&str, Trained>,
-    ) -> Result<Trained, PlanError> {
-        let spec = self.context.spec;
-        let mut start = self.start(student, dim, pca, earlier)?;
-        let mut phases = Vec::new();
-        for (index, phase) in student.phase.iter().enumerate() {
-            let order = self.order(base, student, index, phase, negatives)?;
-            let signal = match phase.signal.as_str() {
-                "teacher" => base.teacher.clone(),
-                name => head(student, name, earlier)?.vectors.clone(),
-            };
-            let mut settings = phase.clone();
-            let loss = std::mem::take(&mut settings.loss);
-            let last = self.add(Task::Train {
-                start,
-                order,
-                inputs: (student.kind == StudentKind::Head).then(|| base.teacher.clone()),
-                signal,
-                phase: settings,
-                loss,
-                normalize: spec.teacher.normalize,
-                seed: derived_seed(spec.seed, &student.name, index),
-                fingerprint: base.fingerprint.clone(),
-            });
-            phases.push(last.clone());
-            start = StudentStart::Student { student: last };
-        }
-        let missing = || PlanError::Missing { student: student.name.clone(), key: "phase" };
-        let last = phases.last().cloned().ok_or_else(missing)?;
-        let vectors = self.student_vectors(base, student, &last);
-        let export = self.export_student(student, &last);
-        Ok(Trained { phases, last, kind: student.kind, vectors, export })
-    }
-
-    fn start(
-        &self,
-        student: &StudentSpec,
-        input: u32,
-        pca: Option<&ArtifactId>,
-        earlier: &BTreeMap<&str, Trained>,
-    ) -> Result<StudentStart, PlanError> {
-        let missing = |key| PlanError::Missing { student: student.name.clone(), key };
-        let init = match student.init.as_str() {
-            // An encoder without a projection has nothing to start.
-            _ if student.kind == StudentKind::Encoder && student.dim.is_none() => ProjectionStart::Random,
-            "random" => ProjectionStart::Random,
-            "pca" => ProjectionStart::Pca { pca: pca.cloned().ok_or_else(|| missing("pca"))? },
-            name => ProjectionStart::Head { student: head(student, name, earlier)?.last.clone() },
-        };
-        Ok(match student.kind {
-            StudentKind::Head => {
-                let dim = student.dim.ok_or_else(|| missing("dim"))?;
-                StudentStart::Head { input, dim, hidden: student.hidden, init }
-            }
-            StudentKind::Encoder => StudentStart::Encoder {
-                files: self.model_files(student).clone(),
-                layers: student.layers.clone(),
-                pooling: student.pooling.unwrap_or(self.context.spec.teacher.pooling),
-                dim: student.dim,
-                init,
-            },
-        })
-    }
-
-    fn model_files(&self, student: &StudentSpec) -> &ModelFiles {
-        self.context.inputs.students.get(&student.name).unwrap_or(&self.context.inputs.teacher)
-    }
-
-    /// The training rows of a phase. The seed knows the phase but not the student, so that students with the
-    /// same parameters see the same rows and share the artifact.
-    fn order(
-        &mut self,
-        base: &Base,
-        student: &StudentSpec,
-        index: usize,
-        phase: &PhaseSpec,
-        negatives: Option<&ArtifactId>,
-    ) -> Result<ArtifactId, PlanError> {
-        let spec = self.context.spec;
-        let length = match (phase.steps, phase.epochs) {
-            (Some(steps), _) => PhaseLength::Steps(steps),
-            (None, Some(epochs)) => PhaseLength::Epochs(epochs),
-            (None, None) => {
-                return Err(PlanError::Missing { student: student.name.clone(), key: "steps or epochs" });
-            }
-        };
-        let tokens = (student.kind == StudentKind::Encoder).then(|| OrderTokens {
-            tokenizer: self.model_files(student).tokenizer.clone(),
-            query: text_input(spec, Side::Query, Some(student)),
-            passage: text_input(spec, Side::Passage, Some(student)),
-        });
-        let mined = phase.data == PhaseData::Queries && phase.negatives > 0;
-        Ok(self.add(Task::Order {
-            data: phase.data,
-            queries: base.queries.clone(),
-            passages: base.passages.clone(),
-            sets: spec.sets.train.clone(),
-            negatives: negatives.filter(|_| mined).cloned(),
-            negatives_per_row: if mined { phase.negatives } else { 0 },
-            batch: phase.batch,
-            length,
-            tokens,
-            seed: derived_seed(spec.seed, "order", index),
-        }))
-    }
-
-    fn student_vectors(&mut self, base: &Base, student: &StudentSpec, last: &ArtifactId) -> VectorSet {
-        let spec = self.context.spec;
-        match student.kind {
-            StudentKind::Head => {
-                let mut project = |vectors: &ArtifactId| {
-                    self.add(Task::Project {
-                        student: last.clone(),
-                        vectors: vectors.clone(),
-                        normalize: spec.teacher.normalize,
-                        fingerprint: base.fingerprint.clone(),
-                    })
-                };
-                VectorSet {
-                    queries: base.teacher.queries.iter().map(&mut project).collect(),
-                    passages: base.teacher.passages.iter().map(&mut project).collect(),
-                }
-            }
-            StudentKind::Encoder => {
-                let encoder = Encoder::Student { student: last.clone() };
-                let query = text_input(spec, Side::Query, Some(student));
-                let passage = text_input(spec, Side::Passage, Some(student));
-                self.embed(&encoder, (&base.queries, query), (&base.passages, passage), &base.fingerprint)
-            }
-        }
-    }
-
-    fn export_student(&mut self, student: &StudentSpec, last: &ArtifactId) -> ArtifactId {
-        let spec = self.context.spec;
-        // A head stands on the teacher and reads what the teacher reads.
-        let own = (student.kind == StudentKind::Encoder).then_some(student);
-        let base = own.map_or(&self.context.inputs.teacher, |student| self.model_files(student)).clone();
-        self.add(Task::ExportStudent {
-            student: last.clone(),
-            base,
-            pooling: own.and_then(|student| student.pooling).unwrap_or(spec.teacher.pooling),
-            query: text_input(spec, Side::Query, own),
-            passage: text_input(spec, Side::Passage, own),
-            normalize: spec.teacher.normalize,
-        })
-    }
-
-    fn dense_row(
-        &mut self,
-        base: &Base,
-        name: &str,
-        kind: &str,
-        vectors: &VectorSet,
-        export: Option<ArtifactId>,
-    ) -> ReportRow {
-        let spec = self.context.spec;
-        let run = self.search_dense(base, vectors, None, &spec.sets.judged(), spec.evaluate.depth);
-        let variants = vec![self.variant(base, name, "", run)];
-        let dim = vectors.passages.iter().find_map(|artifact| self.number(artifact, "dim").ok().flatten());
-        let dim = dim.and_then(|dim| u32::try_from(dim).ok());
-        let bytes_per_passage = dim.map_or(0.0, |dim| 4.0 * f64::from(dim));
-        ReportRow { name: name.to_owned(), kind: kind.to_owned(), dim, bytes_per_passage, variants, export }
-    }
-
-    fn pca_row(&mut self, base: &Base, pca: &ArtifactId, dim: u32) -> ReportRow {
-        let spec = self.context.spec;
-        let name = format!("pca-{dim}");
-        let mut variants = Vec::new();
-        for (variant, renormalize) in [("centred", false), ("renormalised", true)] {
-            let reduce = PcaReduction { pca: pca.clone(), dim, renormalize };
-            let sets = spec.sets.judged();
-            let run = self.search_dense(base, &base.teacher, Some(&reduce), &sets, spec.evaluate.depth);
-            variants.push(self.variant(base, &name, variant, run));
-        }
-        let bytes_per_passage = 4.0 * f64::from(dim);
-        ReportRow { name, kind: "pca".to_owned(), dim: Some(dim), bytes_per_passage, variants, export: None }
-    }
-
-    fn bm25_row(&mut self, base: &Base) -> ReportRow {
-        let spec = self.context.spec;
-        let run = self.search_bm25(base, &spec.sets.judged(), spec.evaluate.depth);
-        let variants = vec![self.variant(base, "bm25", "", run)];
-        let figure = |key| base.bm25.as_ref().and_then(|fit| self.number(fit, key).ok().flatten());
-        // A posting is a document number and a frequency, four bytes each.
-        let bytes = |(postings, documents): (u64, u64)| 8.0 * postings as f64 / documents.max(1) as f64;
-        let bytes_per_passage = figure("postings").zip(figure("documents")).map_or(0.0, bytes);
-        let (name, kind) = ("bm25".to_owned(), "bm25".to_owned());
-        ReportRow { name, kind, dim: None, bytes_per_passage, variants, export: None }
-    }
-
-    fn variant(&mut self, base: &Base, row: &str, name: &str, run: ArtifactId) -> RowVariant {
-        let spec = self.context.spec;
-        let (queries, passages, sets) = (base.queries.clone(), base.passages.clone(), spec.sets.judged());
-        let evaluation = self.add(Task::Evaluate {
-            run: run.clone(),
-            queries: queries.clone(),
-            passages: passages.clone(),
-            sets: sets.clone(),
-            metrics: spec.evaluate.metrics.clone(),
-        });
-        let tag = if name.is_empty() { row.to_owned() } else { format!("{row}-{name}") };
-        let run = self.add(Task::ExportRun { run, name: tag, queries, passages, sets });
-        RowVariant { name: name.to_owned(), evaluation, run }
-    }
-
-    /// The report needs figures of every other task, so that it is planned when all of them are done.
-    fn report(
-        &mut self,
-        base: &Base,
-        rows: Vec<ReportRow>,
-        trained: &BTreeMap<&str, Trained>,
-        negatives: Option<ArtifactId>,
-    ) -> Result<(), PlanError> {
-        if self.known.iter().any(|id| (self.context.meta)(*id).is_none()) {
-            return Ok(());
-        }
-        let spec = self.context.spec;
-        // Here a missing figure is an error and no longer a matter of time.
-        if let Some(artifact) = base.bm25.as_ref().filter(|_| spec.baselines.bm25) {
-            self.number(artifact, "postings")?;
-            self.number(artifact, "documents")?;
-        }
-        for vectors in trained.values().filter_map(|student| student.vectors.passages.first()) {
-            self.number(vectors, "dim")?;
-        }
-        let phases = |name: &String| trained.get(name.as_str()).map(|student| student.phases.clone());
-        let training = spec.student.iter().filter_map(|student| Some((student.name.clone(), phases(&student.name)?)));
-        self.add(Task::Report {
-            job: self.context.job.clone(),
-            name: spec.name.clone(),
-            spec_digest: self.context.digest,
-            rows,
-            training: training.collect(),
-            negatives,
-            stages: (self.context.stages)(),
-            dev: spec.sets.dev.clone(),
-            test: spec.sets.test.clone(),
-            metrics: spec.evaluate.metrics.clone(),
-        });
-        self.plan.complete = true;
-        Ok(())
-    }
-}
-
-fn head<'t>(
-    student: &StudentSpec,
-    name: &str,
-    earlier: &'t BTreeMap<&str, Trained>,
-) -> Result<&'t Trained, PlanError> {
-    let unknown = || PlanError::UnknownHead { student: student.name.clone(), name: name.to_owned() };
-    earlier.get(name).filter(|trained| trained.kind == StudentKind::Head).ok_or_else(unknown)
 }
 
 /// How a side's texts become tokens; a student without own limits has the teacher's.
@@ -612,7 +364,7 @@ fn mines(spec: &JobSpec) -> bool {
 }
 
 fn starts_from_pca(student: &StudentSpec) -> bool {
-    student.init == "pca" && student.dim.is_some()
+    student.init == "pca" && student.dim.is_some() && student.hidden.is_none()
 }
 
 /// The dimensions of the PCA rows: those asked for, and the students' so that each has its rival.

@@ -230,8 +230,12 @@ impl State {
         if self.jobs.contains_key(&exact) {
             return Ok(exact);
         }
-        let found: Vec<_> =
-            self.jobs.range(exact..).map(|(id, _)| id).take_while(|id| id.as_str().starts_with(text)).collect();
+        let found: Vec<_> = self
+            .jobs
+            .range(exact..)
+            .map(|(id, _)| id)
+            .take_while(|id| id.as_str().starts_with(text))
+            .collect();
         match found.as_slice() {
             [] => Err(not_found()),
             [id] => Ok((*id).clone()),
@@ -281,7 +285,15 @@ impl State {
         let wanted = !record.jobs.is_empty();
         let unprobed = wanted && record.status == TaskStatus::Unprobed && !record.live.probing;
         let ready = wanted && record.status == TaskStatus::Pending && record.blocked == 0;
-        if unprobed { self.unprobed.insert(id) } else { self.unprobed.remove(&id) };
-        if ready { self.ready.insert(id) } else { self.ready.remove(&id) };
+        if unprobed {
+            self.unprobed.insert(id)
+        } else {
+            self.unprobed.remove(&id)
+        };
+        if ready {
+            self.ready.insert(id)
+        } else {
+            self.ready.remove(&id)
+        };
     }
 }

@@ -192,7 +192,11 @@ fn reason(state: &State, id: &JobId, record: &JobRecord) -> String {
     let running = open.iter().filter(|task| matches!(task.status, TaskStatus::Running { .. })).count();
     if running > 0 {
         let lost = open.iter().filter(|task| task.live.until_ms.is_some()).count();
-        let lost = if lost > 0 { format!(", {lost} of them wait for their worker to come back") } else { String::new() };
+        let lost = if lost > 0 {
+            format!(", {lost} of them wait for their worker to come back")
+        } else {
+            String::new()
+        };
         return format!("{running} tasks in work{lost}");
     }
     if connected == 0 {

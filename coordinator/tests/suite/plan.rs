@@ -98,7 +98,8 @@ fn another_fingerprint_changes_float_tasks_only() {
     let tasks = last_plan(&sample::full("j", 1));
     let bound = tasks.iter().filter(|task| task.fingerprint().is_some());
     assert!(bound.clone().all(|task| task.fingerprint() == Some("f1")));
-    let free = tasks.iter().filter(|task| task.fingerprint().is_none()).map(Task::stage).collect::<BTreeSet<_>>();
+    let free =
+        tasks.iter().filter(|task| task.fingerprint().is_none()).map(Task::stage).collect::<BTreeSet<_>>();
     assert!(free.contains(&Stage::Shard) && !free.contains(&Stage::Train) && !free.contains(&Stage::Embed));
     assert!(bound.count() > 0);
 }
@@ -107,8 +108,10 @@ fn another_fingerprint_changes_float_tasks_only() {
 fn the_report_has_all_rows_with_their_bytes() {
     let tasks = last_plan(&sample::full("j", 1));
     let Some(Task::Report { rows, training, negatives, .. }) = tasks.last() else { panic!("no report") };
-    let rows: Vec<_> =
-        rows.iter().map(|row| (row.name.as_str(), row.kind.as_str(), row.bytes_per_passage, row.variants.len())).collect();
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|row| (row.name.as_str(), row.kind.as_str(), row.bytes_per_passage, row.variants.len()))
+        .collect();
     let expected = [
         ("teacher", "teacher", 32.0, 1),
         ("pca-2", "pca", 8.0, 2),
@@ -118,10 +121,10 @@ fn the_report_has_all_rows_with_their_bytes() {
         ("bm25", "bm25", 16.0, 1),
     ];
     assert_eq!(rows, expected);
-    assert_eq!(training.iter().map(|(name, phases)| (name.as_str(), phases.len())).collect::<Vec<_>>(), [
-        ("head", 2),
-        ("small", 1)
-    ]);
+    assert_eq!(
+        training.iter().map(|(name, phases)| (name.as_str(), phases.len())).collect::<Vec<_>>(),
+        [("head", 2), ("small", 1)]
+    );
     assert!(negatives.is_some());
 }
 

@@ -56,7 +56,8 @@ struct Coordinator {
 
 impl Coordinator {
     async fn start(folder: &std::path::Path, listen: &str, executions: &Executions) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let store = Store::open(&folder.display().to_string()).unwrap();
         let config = Config {
             store,
@@ -108,7 +109,9 @@ fn worker(name: &str, address: &str, executor: Pretend) -> tokio::task::JoinHand
         version: "0".into(),
         net: net(),
     };
-    tokio::spawn(async move { session::run(config, Arc::new(executor), std::future::pending()).await.unwrap() })
+    tokio::spawn(
+        async move { session::run(config, Arc::new(executor), std::future::pending()).await.unwrap() },
+    )
 }
 
 fn pretend(executions: &Executions) -> Pretend {
@@ -154,7 +157,8 @@ async fn a_job_survives_the_coordinators_death_and_does_nothing_twice() {
     let executions = Executions::default();
     let mut coordinator = Coordinator::start(folder.path(), "127.0.0.1:0", &executions).await;
     let address = coordinator.address.clone();
-    let workers = [worker("w1", &address, pretend(&executions)), worker("w2", &address, pretend(&executions))];
+    let workers =
+        [worker("w1", &address, pretend(&executions)), worker("w2", &address, pretend(&executions))];
     let spec = sample::full("demo", 1);
     let submitted = client(&address).submit(request("r1", &spec)).await.unwrap().into_inner();
     assert!(submitted.created && submitted.job_id.starts_with("demo-"));
@@ -176,7 +180,8 @@ async fn a_job_survives_the_coordinators_death_and_does_nothing_twice() {
     // A repeated submit after all of this is the same job.
     let again = client(&address).submit(request("r1", &spec)).await.unwrap().into_inner();
     assert_eq!((again.created, again.job_id), (false, submitted.job_id));
-    let listed = client(&address).list_workers(proto::ListWorkersRequest {}).await.unwrap().into_inner().workers;
+    let listed =
+        client(&address).list_workers(proto::ListWorkersRequest {}).await.unwrap().into_inner().workers;
     assert_eq!(listed.iter().map(|worker| worker.id.as_str()).collect::<Vec<_>>(), ["w1", "w2"]);
     workers.iter().for_each(tokio::task::JoinHandle::abort);
 }
@@ -197,7 +202,8 @@ async fn refusals_have_their_codes() {
     client.submit(request("r2", &sample::small("demo"))).await.unwrap();
     let unclear = client.get(proto::GetRequest { job_id: "demo-".into() }).await.unwrap_err();
     assert_eq!(unclear.code(), tonic::Code::InvalidArgument);
-    let job = client.get(proto::GetRequest { job_id: one.job_id.clone() }).await.unwrap().into_inner().job.unwrap();
+    let job =
+        client.get(proto::GetRequest { job_id: one.job_id.clone() }).await.unwrap().into_inner().job.unwrap();
     assert!(job.reason.contains("none is connected"), "{}", job.reason);
     let cancel = proto::CancelRequest { job_id: one.job_id.clone(), force: false };
     let job = client.cancel(cancel).await.unwrap().into_inner().job.unwrap();
@@ -224,7 +230,10 @@ async fn a_panic_in_a_task_fails_its_job_with_the_text() {
     while let Some(line) = lines.message().await.unwrap() {
         text.push_str(&line.message);
     }
-    assert!(text.contains("accepted") && text.contains("trying again") && text.contains("given up"), "{text}");
+    assert!(
+        text.contains("accepted") && text.contains("trying again") && text.contains("given up"),
+        "{text}"
+    );
     worker.abort();
 }
 
@@ -237,5 +246,12 @@ async fn a_second_coordinator_fences_the_first() {
     // The first finds out when it next has something to remember, and acknowledges nothing.
     let refused = client(&first.address).submit(request("r1", &sample::small("demo"))).await;
     assert!(refused.is_err());
-    assert!(client(&second.address).submit(request("r1", &sample::small("demo"))).await.unwrap().into_inner().created);
+    assert!(
+        client(&second.address)
+            .submit(request("r1", &sample::small("demo")))
+            .await
+            .unwrap()
+            .into_inner()
+            .created
+    );
 }

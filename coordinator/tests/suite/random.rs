@@ -67,7 +67,8 @@ fn take(cluster: &mut Cluster, step: Step) {
         Step::StaleFinish(who, number) => {
             let task = cluster.state.tasks.keys().nth(number as usize * 7).copied();
             if let (Some(task), Some(session)) = (task, cluster.sessions.values().next().copied()) {
-                let (worker, attempt) = (name(who).parse().unwrap(), retort_common::ids::AttemptNumber(number));
+                let (worker, attempt) =
+                    (name(who).parse().unwrap(), retort_common::ids::AttemptNumber(number));
                 let real = cluster.state.tasks[&task].is_current(&worker, attempt);
                 if !real {
                     let (meta, elapsed_ms, found) = (serde_json::json!({ "wrong": true }), 1, false);
@@ -117,7 +118,7 @@ fn heal(cluster: &mut Cluster) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_history_is_safe_replays_and_ends(steps in prop::collection::vec(step(), 1..120)) {

@@ -32,7 +32,7 @@ pub fn full(name: &str, seed: u64) -> JobSpec {
         "baselines": { "pca": [4], "bm25": true },
         "student": [
             { "name": "head", "kind": "head", "dim": 2, "phase": [
-                { "data": "texts", "steps": 10, "batch": 4, "learning_rate": 0.001, "loss": loss },
+                { "data": "queries", "steps": 10, "batch": 4, "learning_rate": 0.001, "loss": [{ "kind": "kl" }] },
                 { "data": "queries", "epochs": 1.0, "batch": 4, "negatives": 2, "learning_rate": 0.001,
                   "loss": [{ "kind": "info_nce", "temperature": 0.05 }] },
             ]},
@@ -44,7 +44,9 @@ pub fn full(name: &str, seed: u64) -> JobSpec {
 }
 
 fn spec(value: Value) -> JobSpec {
-    serde_json::from_value(value).unwrap()
+    let spec = serde_json::from_value(value).unwrap();
+    retort_common::spec::check(&spec).unwrap();
+    spec
 }
 
 /// Input files under a folder of that name.
@@ -72,7 +74,9 @@ pub fn meta(task: &Task) -> Value {
     match task {
         Task::ShardCorpus { .. } => json!({ "rows": 4 * SHARDS, "shards": SHARDS, "bad_records": 0 }),
         Task::ShardQueries { .. } => json!({ "rows": 3, "shards": 1, "sets": {} }),
-        Task::Embed { encoder: retort_common::task::Encoder::Files { .. }, .. } => json!({ "rows": 4, "dim": 8 }),
+        Task::Embed { encoder: retort_common::task::Encoder::Files { .. }, .. } => {
+            json!({ "rows": 4, "dim": 8 })
+        }
         Task::Embed { .. } | Task::Project { .. } => json!({ "rows": 4, "dim": 2 }),
         Task::FitBm25 { .. } => json!({ "documents": 12, "terms": 5, "postings": 24 }),
         _ => json!({}),

@@ -16,7 +16,10 @@ fn a_job_runs_to_its_end() {
         cluster.work();
         assert_eq!(cluster.outcome(&job), Some(Outcome::Succeeded), "{}", cluster.reason(&job));
         let view = view::job(&cluster.state, &job, 0).unwrap();
-        assert!(view.stages.iter().all(|stage| stage.done == stage.tasks && stage.fraction == 1.0), "{view:?}");
+        assert!(
+            view.stages.iter().all(|stage| stage.done == stage.tasks && stage.fraction == 1.0),
+            "{view:?}"
+        );
         assert_eq!(view.stages.len(), 9);
         assert_eq!(view.fingerprint.as_deref(), Some("f1"));
         cluster.check_replay();
@@ -41,15 +44,24 @@ fn the_same_job_again_does_nothing_twice() {
     other.work();
     assert_eq!((other.runs.len(), other.outcome(&three)), (1, Some(Outcome::Succeeded)));
     let view = view::job(&other.state, &three, 0).unwrap();
-    assert!(view.stages.iter().filter(|stage| stage.stage.name() != "report").all(|stage| stage.cached == stage.tasks));
+    assert!(
+        view.stages
+            .iter()
+            .filter(|stage| stage.stage.name() != "report")
+            .all(|stage| stage.cached == stage.tasks)
+    );
 }
 
 #[test]
 fn two_jobs_at_a_time_share_their_tasks() {
     let mut cluster = Cluster::with(&["w1", "w2"]);
-    let (one, two) = (cluster.submit("one", sample::full("j", 1)), cluster.submit("two", sample::full("j", 1)));
+    let (one, two) =
+        (cluster.submit("one", sample::full("j", 1)), cluster.submit("two", sample::full("j", 1)));
     cluster.work();
-    assert_eq!((cluster.outcome(&one), cluster.outcome(&two)), (Some(Outcome::Succeeded), Some(Outcome::Succeeded)));
+    assert_eq!(
+        (cluster.outcome(&one), cluster.outcome(&two)),
+        (Some(Outcome::Succeeded), Some(Outcome::Succeeded))
+    );
     let alone = cluster.state.jobs[&one].tasks.len();
     assert_eq!(cluster.runs.len(), alone + 1);
 }
@@ -212,7 +224,8 @@ fn bad_input_fails_its_job_and_says_where() {
 #[test]
 fn poison_is_given_up_after_few_tries_on_different_workers() {
     // Workers, tries until the job fails, workers that tried.
-    for (names, tries, tried) in [(&["a"][..], 3, 1), (&["a", "b"], 3, 2), (&["a", "b", "c", "d", "e"], 3, 3)] {
+    for (names, tries, tried) in [(&["a"][..], 3, 1), (&["a", "b"], 3, 2), (&["a", "b", "c", "d", "e"], 3, 3)]
+    {
         let mut cluster = Cluster::with(names);
         let job = cluster.submit("j", sample::small("j"));
         let mut who = std::collections::BTreeSet::new();

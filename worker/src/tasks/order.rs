@@ -31,6 +31,13 @@ pub enum TextRow {
 }
 
 impl TextRow {
+    /// The row in its own table.
+    pub fn row(&self) -> u64 {
+        match self {
+            TextRow::Query(row) | TextRow::Passage(row) => *row,
+        }
+    }
+
     fn encode(self) -> u64 {
         match self {
             TextRow::Query(row) => row | QUERY_BIT,

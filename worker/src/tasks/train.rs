@@ -12,7 +12,7 @@ use super::order::{OrderReader, StepRows, TextRow};
 use super::student::{CURVE, SHAPE, Student, StudentShape, WEIGHTS};
 use crate::losses::{self, Objective, Similarity, Teacher};
 use crate::matrix::Matrix;
-use crate::model::{Batch, Forward, Head, Input, Tower, TowerConfig, FileDtype, load_encoder, write_parameters};
+use crate::model::{Batch, Head, Input, Tower, TowerConfig, FileDtype, load_encoder, write_parameters};
 use crate::optimizer::{AdamW, AdamWConfig, Schedule, ScheduleKind, clip_global_norm};
 use crate::report::StepPoint;
 use crate::text::{TokenBatch, Tokenizer};
@@ -24,6 +24,9 @@ use retort_common::spec::{self, LossKind, LossScope, LossSpec, PhaseSpec};
 use retort_common::task::{ProjectionStart, StudentStart, Task, VectorSet};
 use serde_json::json;
 use std::collections::BTreeMap;
+
+/// The shortest text in a padded batch has at least this share of the longest one's tokens.
+const LEAST_FILL: f64 = 0.6;
 
 /// Trains a student through a phase.
 pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
@@ -254,31 +257,34 @@ impl Trainer<'_> {
 
     fn step(&mut self, step: u64, rows: &StepRows) -> Result<(), TaskError> {
         let microbatches = self.microbatches(rows)?;
-        // One microbatch needs no second forward pass: its graph is kept. The kernels are the same either way.
+        // One microbatch needs no second forward pass: its graphs are kept. The kernels are the same either way.
         let keep = microbatches.len() == 1;
-        let (mut outputs, mut graphs) = (Vec::new(), Vec::new());
-        for parts in &microbatches {
-            for batch in parts {
-                if keep {
-                    let forward = self.tower.forward(batch).map_err(TaskError::input)?;
-                    outputs.push(forward.vectors.clone());
-                    graphs.push(forward);
-                } else {
-                    outputs.push(self.tower.encode_training(batch).map_err(TaskError::input)?);
-                }
+        let mut vectors = Matrix::zeros(rows.texts.len(), self.tower.config().dim());
+        let mut graphs = Vec::new();
+        for part in microbatches.iter().flatten() {
+            let output = if keep {
+                let forward = self.tower.forward(&part.batch).map_err(TaskError::input)?;
+                let vectors = forward.vectors.clone();
+                graphs.push(forward);
+                vectors
+            } else {
+                self.tower.encode_training(&part.batch).map_err(TaskError::input)?
+            };
+            for (at, cell) in part.cells.iter().enumerate() {
+                vectors.row_mut(*cell).copy_from_slice(output.row(at));
             }
         }
-        let (value, terms, gradients) = self.loss(rows, &outputs)?;
+        let (value, terms, d_vectors) = self.loss(rows, &vectors)?;
         let mut sum = TreeSum::default();
-        let (mut graphs, mut gradients) = (graphs.into_iter(), gradients.into_iter());
+        let mut graphs = graphs.into_iter();
         for parts in &microbatches {
             let mut leaf: Option<Vec<f32>> = None;
-            for batch in parts {
-                let forward: Forward = match graphs.next() {
+            for part in parts {
+                let forward = match graphs.next() {
                     Some(graph) => graph,
-                    None => self.tower.forward(batch).map_err(TaskError::input)?,
+                    None => self.tower.forward(&part.batch).map_err(TaskError::input)?,
                 };
-                let gradient = forward.backward(&gradients.next().expect("one gradient for each output"));
+                let gradient = forward.backward(&select(&d_vectors, &part.cells));
                 match &mut leaf {
                     Some(leaf) => leaf.iter_mut().zip(gradient).for_each(|(a, b)| *a += b),
                     None => leaf = Some(gradient),
@@ -303,78 +309,60 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// The batches of each microbatch: its questions and its passages, or its single texts.
-    fn microbatches(&self, rows: &StepRows) -> Result<Vec<Vec<Batch>>, TaskError> {
+    /// The parts of each microbatch. How they are cut depends on the microbatch alone, never on who computes it.
+    fn microbatches(&self, rows: &StepRows) -> Result<Vec<Vec<Part>>, TaskError> {
         let count = self.phase.microbatches as usize;
-        let batch = rows.known_positives.len();
-        let width = rows.texts.len() / batch;
-        let size = batch / count;
-        let cells = |from: usize, to: usize, keep: fn(usize, usize) -> bool| -> Vec<usize> {
-            (from * width..to * width).filter(|cell| keep(cell % width, width)).collect()
-        };
-        let mut microbatches = Vec::with_capacity(count);
-        for at in 0..count {
-            let (from, to) = (at * size, (at + 1) * size);
-            let groups = [cells(from, to, |column, _| column == 0), cells(from, to, |column, _| column > 0)];
-            let batches = groups.iter().filter(|cells| !cells.is_empty()).map(|cells| self.batch(rows, cells));
-            microbatches.push(batches.collect::<Result<_, _>>()?);
-        }
-        Ok(microbatches)
+        let cells = rows.texts.len() / count;
+        (0..count).map(|at| self.parts(rows, at * cells..(at + 1) * cells)).collect()
     }
 
-    fn batch(&self, rows: &StepRows, cells: &[usize]) -> Result<Batch, TaskError> {
+    /// Vectors go through a head together. Texts go through an encoder with others of about their length, since
+    /// padding costs as much as text.
+    fn parts(&self, rows: &StepRows, cells: std::ops::Range<usize>) -> Result<Vec<Part>, TaskError> {
         if let Some(inputs) = &self.inputs {
-            let texts: Vec<_> = cells.iter().map(|cell| rows.texts[*cell]).collect();
-            return Ok(Batch::Vectors(inputs.gather(&texts)?));
+            let batch = Batch::Vectors(inputs.gather(&rows.texts[cells.clone()])?);
+            return Ok(vec![Part { cells: cells.collect(), batch }]);
         }
-        let tokens: Vec<_> = cells.iter().map(|cell| rows.tokens[*cell].as_slice()).collect();
-        Ok(Batch::Tokens(TokenBatch::new(&tokens, self.pad_token_id)))
+        let length = |cell: usize| rows.tokens[cell].len();
+        let mut sorted: Vec<usize> = cells.collect();
+        sorted.sort_by_key(|cell| (std::cmp::Reverse(length(*cell)), *cell));
+        let mut parts = Vec::new();
+        while let Some(longest) = sorted.first().copied() {
+            let fits = |cell: &usize| length(*cell) as f64 >= LEAST_FILL * length(longest) as f64;
+            let rest = sorted.split_off(sorted.partition_point(fits));
+            let tokens: Vec<_> = sorted.iter().map(|cell| rows.tokens[*cell].as_slice()).collect();
+            let batch = Batch::Tokens(TokenBatch::new(&tokens, self.pad_token_id));
+            parts.push(Part { cells: sorted, batch });
+            sorted = rest;
+        }
+        Ok(parts)
     }
 
-    /// The loss of the gathered batch and its gradient for each of `outputs`.
+    /// The loss of the gathered vectors [texts, dim] and its gradient for them.
     #[allow(clippy::type_complexity)]
-    fn loss(
-        &self,
-        rows: &StepRows,
-        outputs: &[Matrix],
-    ) -> Result<(f64, Vec<(String, f64)>, Vec<Matrix>), TaskError> {
-        let batch = rows.known_positives.len();
-        let width = rows.texts.len() / batch;
-        let dim = self.tower.config().dim();
-        let gathered = |first: usize, by: usize| -> Vec<f32> {
-            outputs.iter().skip(first).step_by(by).flat_map(|output| output.data().iter().copied()).collect()
-        };
+    fn loss(&self, rows: &StepRows, vectors: &Matrix) -> Result<(f64, Vec<(String, f64)>, Matrix), TaskError> {
+        let width = rows.texts.len() / rows.known_positives.len();
         // Single texts stand on both sides of the batch; only the side of the questions is compared.
         let single = width == 1;
-        let (queries, passages) = if single {
-            let texts = gathered(0, 1);
-            (texts.clone(), texts)
-        } else {
-            (gathered(0, 2), gathered(1, 2))
-        };
-        let pick = |keep: fn(usize) -> bool| -> Vec<TextRow> {
-            (0..rows.texts.len()).filter(|cell| keep(cell % width)).map(|cell| rows.texts[cell]).collect()
-        };
-        let query_texts = pick(|column| column == 0);
-        let passage_texts = if single { query_texts.clone() } else { pick(|column| column > 0) };
-        let row = |text: &TextRow| match text {
-            TextRow::Query(row) | TextRow::Passage(row) => *row,
-        };
-        let query_rows: Vec<_> = query_texts.iter().map(row).collect();
-        let passage_rows: Vec<_> = passage_texts.iter().map(row).collect();
-        let teacher_queries = self.signal.gather(&query_texts)?;
-        let teacher_passages =
-            if single { teacher_queries.clone() } else { self.signal.gather(&passage_texts)? };
+        let all = 0..rows.texts.len();
+        let query_cells: Vec<usize> = all.clone().step_by(width).collect();
+        let passage_cells: Vec<usize> =
+            if single { query_cells.clone() } else { all.filter(|cell| cell % width > 0).collect() };
+        let texts = |cells: &[usize]| cells.iter().map(|cell| rows.texts[*cell]).collect::<Vec<_>>();
+        let numbers = |cells: &[usize]| texts(cells).iter().map(TextRow::row).collect::<Vec<_>>();
+        let (queries, passages) = (select(vectors, &query_cells), select(vectors, &passage_cells));
+        let teacher_queries = self.signal.gather(&texts(&query_cells))?;
+        let teacher_passages = self.signal.gather(&texts(&passage_cells))?;
         let mut objective = self.objective.clone();
         if single {
             objective.terms.iter_mut().for_each(only_queries);
         }
-        let batch_view = losses::Batch {
-            dim,
-            queries: &queries,
-            passages: &passages,
-            query_rows: &query_rows,
-            passage_rows: &passage_rows,
+        let batch = losses::Batch {
+            dim: vectors.dim(),
+            queries: queries.data(),
+            passages: passages.data(),
+            query_rows: &numbers(&query_cells),
+            passage_rows: &numbers(&passage_cells),
             known_positives: &rows.known_positives,
             teacher: Teacher::Vectors {
                 dim: teacher_queries.dim(),
@@ -382,19 +370,31 @@ impl Trainer<'_> {
                 passages: teacher_passages.data(),
             },
         };
-        let outcome = losses::evaluate(&objective, &batch_view, &[]).map_err(TaskError::input)?;
+        let outcome = losses::evaluate(&objective, &batch, &[]).map_err(TaskError::input)?;
         let names = objective.terms.iter().map(term_name);
         let terms = names.zip(outcome.terms.iter().copied()).collect();
-        let mut sides = [outcome.queries.as_slice(), outcome.passages.as_slice()];
-        let mut gradients = Vec::with_capacity(outputs.len());
-        for (at, output) in outputs.iter().enumerate() {
-            let side = if single { 0 } else { at % 2 };
-            let (own, rest) = sides[side].split_at(output.data().len());
-            gradients.push(Matrix::new(output.rows(), dim, own.to_vec()));
-            sides[side] = rest;
+        let mut gradient = Matrix::zeros(vectors.rows(), vectors.dim());
+        let sides = [(&query_cells, &outcome.queries), (&passage_cells, &outcome.passages)];
+        for (cells, values) in sides.into_iter().take(if single { 1 } else { 2 }) {
+            for (cell, row) in cells.iter().zip(values.chunks_exact(vectors.dim())) {
+                gradient.row_mut(*cell).copy_from_slice(row);
+            }
         }
-        Ok((outcome.value, terms, gradients))
+        Ok((outcome.value, terms, gradient))
     }
+}
+
+/// Texts that go through the tower together.
+struct Part {
+    /// Where they stand among the texts of the step.
+    cells: Vec<usize>,
+    batch: Batch,
+}
+
+/// Some rows of a matrix.
+fn select(matrix: &Matrix, rows: &[usize]) -> Matrix {
+    let values = rows.iter().flat_map(|row| matrix.row(*row).iter().copied()).collect();
+    Matrix::new(rows.len(), matrix.dim(), values)
 }
 
 fn only_queries(term: &mut losses::LossSpec) {

@@ -1,0 +1,104 @@
+//! The report and its rows.
+
+use super::{Base, PlanError, Planner, Trained};
+use retort_common::task::{ArtifactId, PcaReduction, ReportRow, RowVariant, Task, VectorSet};
+use std::collections::BTreeMap;
+
+impl Planner<'_, '_> {
+    pub(super) fn dense_row(
+        &mut self,
+        base: &Base,
+        name: &str,
+        kind: &str,
+        vectors: &VectorSet,
+        export: Option<ArtifactId>,
+    ) -> ReportRow {
+        let spec = self.context.spec;
+        let run = self.search_dense(base, vectors, None, &spec.sets.judged(), spec.evaluate.depth);
+        let variants = vec![self.variant(base, name, "", run)];
+        let dim = vectors.passages.iter().find_map(|artifact| self.number(artifact, "dim").ok().flatten());
+        let dim = dim.and_then(|dim| u32::try_from(dim).ok());
+        let bytes_per_passage = dim.map_or(0.0, |dim| 4.0 * f64::from(dim));
+        ReportRow { name: name.to_owned(), kind: kind.to_owned(), dim, bytes_per_passage, variants, export }
+    }
+
+    pub(super) fn pca_row(&mut self, base: &Base, pca: &ArtifactId, dim: u32) -> ReportRow {
+        let spec = self.context.spec;
+        let name = format!("pca-{dim}");
+        let mut variants = Vec::new();
+        for (variant, renormalize) in [("centred", false), ("renormalised", true)] {
+            let reduce = PcaReduction { pca: pca.clone(), dim, renormalize };
+            let sets = spec.sets.judged();
+            let run = self.search_dense(base, &base.teacher, Some(&reduce), &sets, spec.evaluate.depth);
+            variants.push(self.variant(base, &name, variant, run));
+        }
+        let bytes_per_passage = 4.0 * f64::from(dim);
+        ReportRow { name, kind: "pca".to_owned(), dim: Some(dim), bytes_per_passage, variants, export: None }
+    }
+
+    pub(super) fn bm25_row(&mut self, base: &Base) -> ReportRow {
+        let spec = self.context.spec;
+        let run = self.search_bm25(base, &spec.sets.judged(), spec.evaluate.depth);
+        let variants = vec![self.variant(base, "bm25", "", run)];
+        let figure = |key| base.bm25.as_ref().and_then(|fit| self.number(fit, key).ok().flatten());
+        // A posting is a document number and a frequency, four bytes each.
+        let bytes = |(postings, documents): (u64, u64)| 8.0 * postings as f64 / documents.max(1) as f64;
+        let bytes_per_passage = figure("postings").zip(figure("documents")).map_or(0.0, bytes);
+        let (name, kind) = ("bm25".to_owned(), "bm25".to_owned());
+        ReportRow { name, kind, dim: None, bytes_per_passage, variants, export: None }
+    }
+
+    pub(super) fn variant(&mut self, base: &Base, row: &str, name: &str, run: ArtifactId) -> RowVariant {
+        let spec = self.context.spec;
+        let (queries, passages, sets) = (base.queries.clone(), base.passages.clone(), spec.sets.judged());
+        let evaluation = self.add(Task::Evaluate {
+            run: run.clone(),
+            queries: queries.clone(),
+            passages: passages.clone(),
+            sets: sets.clone(),
+            metrics: spec.evaluate.metrics.clone(),
+        });
+        let tag = if name.is_empty() { row.to_owned() } else { format!("{row}-{name}") };
+        let run = self.add(Task::ExportRun { run, name: tag, queries, passages, sets });
+        RowVariant { name: name.to_owned(), evaluation, run }
+    }
+
+    /// The report needs figures of every other task, so that it is planned when all of them are done.
+    pub(super) fn report(
+        &mut self,
+        base: &Base,
+        rows: Vec<ReportRow>,
+        trained: &BTreeMap<&str, Trained>,
+        negatives: Option<ArtifactId>,
+    ) -> Result<(), PlanError> {
+        if self.known.iter().any(|id| (self.context.meta)(*id).is_none()) {
+            return Ok(());
+        }
+        let spec = self.context.spec;
+        // Here a missing figure is an error and no longer a matter of time.
+        if let Some(artifact) = base.bm25.as_ref().filter(|_| spec.baselines.bm25) {
+            self.number(artifact, "postings")?;
+            self.number(artifact, "documents")?;
+        }
+        for vectors in trained.values().filter_map(|student| student.vectors.passages.first()) {
+            self.number(vectors, "dim")?;
+        }
+        let phases = |name: &String| trained.get(name.as_str()).map(|student| student.phases.clone());
+        let training =
+            spec.student.iter().filter_map(|student| Some((student.name.clone(), phases(&student.name)?)));
+        self.add(Task::Report {
+            job: self.context.job.clone(),
+            name: spec.name.clone(),
+            spec_digest: self.context.digest,
+            rows,
+            training: training.collect(),
+            negatives,
+            stages: (self.context.stages)(),
+            dev: spec.sets.dev.clone(),
+            test: spec.sets.test.clone(),
+            metrics: spec.evaluate.metrics.clone(),
+        });
+        self.plan.complete = true;
+        Ok(())
+    }
+}

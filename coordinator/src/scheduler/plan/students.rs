@@ -1,0 +1,180 @@
+//! A student: its training rows, its phases, its vectors and its export.
+
+use super::{Base, PlanError, Planner, Trained, derived_seed, text_input};
+use retort_common::spec::inputs::ModelFiles;
+use retort_common::spec::{PhaseData, PhaseSpec, StudentKind, StudentSpec};
+use retort_common::task::{
+    ArtifactId, Encoder, OrderTokens, PhaseLength, ProjectionStart, Side, StudentStart, Task, VectorSet,
+};
+use std::collections::BTreeMap;
+
+impl Planner<'_, '_> {
+    pub(super) fn student(
+        &mut self,
+        base: &Base,
+        student: &StudentSpec,
+        dim: u32,
+        pca: Option<&ArtifactId>,
+        negatives: Option<&ArtifactId>,
+        earlier: &BTreeMap<&str, Trained>,
+    ) -> Result<Trained, PlanError> {
+        let spec = self.context.spec;
+        let mut start = self.start(student, dim, pca, earlier)?;
+        let mut phases = Vec::new();
+        for (index, phase) in student.phase.iter().enumerate() {
+            let order = self.order(base, student, index, phase, negatives)?;
+            let signal = match phase.signal.as_str() {
+                "teacher" => base.teacher.clone(),
+                name => head(student, name, earlier)?.vectors.clone(),
+            };
+            let mut settings = phase.clone();
+            let loss = std::mem::take(&mut settings.loss);
+            let last = self.add(Task::Train {
+                start,
+                order,
+                inputs: (student.kind == StudentKind::Head).then(|| base.teacher.clone()),
+                signal,
+                phase: settings,
+                loss,
+                normalize: spec.teacher.normalize,
+                seed: derived_seed(spec.seed, &student.name, index),
+                fingerprint: base.fingerprint.clone(),
+            });
+            phases.push(last.clone());
+            start = StudentStart::Student { student: last };
+        }
+        let missing = || PlanError::Missing { student: student.name.clone(), key: "phase" };
+        let last = phases.last().cloned().ok_or_else(missing)?;
+        let vectors = self.student_vectors(base, student, &last);
+        let export = self.export_student(student, &last);
+        Ok(Trained { phases, last, kind: student.kind, vectors, export })
+    }
+
+    pub(super) fn start(
+        &self,
+        student: &StudentSpec,
+        input: u32,
+        pca: Option<&ArtifactId>,
+        earlier: &BTreeMap<&str, Trained>,
+    ) -> Result<StudentStart, PlanError> {
+        let missing = |key| PlanError::Missing { student: student.name.clone(), key };
+        let init = match student.init.as_str() {
+            // An MLP cannot start from a linear map, and an encoder without a projection has nothing to start.
+            _ if student.hidden.is_some() || student.dim.is_none() => ProjectionStart::Random,
+            "random" => ProjectionStart::Random,
+            "pca" => ProjectionStart::Pca { pca: pca.cloned().ok_or_else(|| missing("pca"))? },
+            name => ProjectionStart::Head { student: head(student, name, earlier)?.last.clone() },
+        };
+        Ok(match student.kind {
+            StudentKind::Head => {
+                let dim = student.dim.ok_or_else(|| missing("dim"))?;
+                StudentStart::Head { input, dim, hidden: student.hidden, init }
+            }
+            StudentKind::Encoder => StudentStart::Encoder {
+                files: self.model_files(student).clone(),
+                layers: student.layers.clone(),
+                pooling: student.pooling.unwrap_or(self.context.spec.teacher.pooling),
+                dim: student.dim,
+                init,
+            },
+        })
+    }
+
+    pub(super) fn model_files(&self, student: &StudentSpec) -> &ModelFiles {
+        self.context.inputs.students.get(&student.name).unwrap_or(&self.context.inputs.teacher)
+    }
+
+    /// The training rows of a phase. The seed knows the phase but not the student, so that students with the
+    /// same parameters see the same rows and share the artifact.
+    pub(super) fn order(
+        &mut self,
+        base: &Base,
+        student: &StudentSpec,
+        index: usize,
+        phase: &PhaseSpec,
+        negatives: Option<&ArtifactId>,
+    ) -> Result<ArtifactId, PlanError> {
+        let spec = self.context.spec;
+        let length = match (phase.steps, phase.epochs) {
+            (Some(steps), _) => PhaseLength::Steps(steps),
+            (None, Some(epochs)) => PhaseLength::Epochs(epochs),
+            (None, None) => {
+                return Err(PlanError::Missing { student: student.name.clone(), key: "steps or epochs" });
+            }
+        };
+        let tokens = (student.kind == StudentKind::Encoder).then(|| OrderTokens {
+            tokenizer: self.model_files(student).tokenizer.clone(),
+            query: text_input(spec, Side::Query, Some(student)),
+            passage: text_input(spec, Side::Passage, Some(student)),
+        });
+        let mined = phase.data == PhaseData::Queries && phase.negatives > 0;
+        Ok(self.add(Task::Order {
+            data: phase.data,
+            queries: base.queries.clone(),
+            passages: base.passages.clone(),
+            sets: spec.sets.train.clone(),
+            negatives: negatives.filter(|_| mined).cloned(),
+            negatives_per_row: if mined { phase.negatives } else { 0 },
+            batch: phase.batch,
+            length,
+            tokens,
+            seed: derived_seed(spec.seed, "order", index),
+        }))
+    }
+
+    pub(super) fn student_vectors(
+        &mut self,
+        base: &Base,
+        student: &StudentSpec,
+        last: &ArtifactId,
+    ) -> VectorSet {
+        let spec = self.context.spec;
+        match student.kind {
+            StudentKind::Head => {
+                let mut project = |vectors: &ArtifactId| {
+                    self.add(Task::Project {
+                        student: last.clone(),
+                        vectors: vectors.clone(),
+                        normalize: spec.teacher.normalize,
+                        fingerprint: base.fingerprint.clone(),
+                    })
+                };
+                VectorSet {
+                    queries: base.teacher.queries.iter().map(&mut project).collect(),
+                    passages: base.teacher.passages.iter().map(&mut project).collect(),
+                }
+            }
+            StudentKind::Encoder => {
+                let encoder = Encoder::Student { student: last.clone() };
+                let query = text_input(spec, Side::Query, Some(student));
+                let passage = text_input(spec, Side::Passage, Some(student));
+                self.embed(&encoder, (&base.queries, query), (&base.passages, passage), &base.fingerprint)
+            }
+        }
+    }
+
+    pub(super) fn export_student(&mut self, student: &StudentSpec, last: &ArtifactId) -> ArtifactId {
+        let spec = self.context.spec;
+        // A head stands on the teacher and reads what the teacher reads.
+        let own = (student.kind == StudentKind::Encoder).then_some(student);
+        let base = own.map_or(&self.context.inputs.teacher, |student| self.model_files(student)).clone();
+        self.add(Task::ExportStudent {
+            student: last.clone(),
+            base,
+            pooling: own.and_then(|student| student.pooling).unwrap_or(spec.teacher.pooling),
+            query: text_input(spec, Side::Query, own),
+            passage: text_input(spec, Side::Passage, own),
+            normalize: spec.teacher.normalize,
+        })
+    }
+}
+
+/// The earlier head student of that name.
+fn head<'t>(
+    student: &StudentSpec,
+    name: &str,
+    earlier: &'t BTreeMap<&str, Trained>,
+) -> Result<&'t Trained, PlanError> {
+    let unknown = || PlanError::UnknownHead { student: student.name.clone(), name: name.to_owned() };
+    earlier.get(name).filter(|trained| trained.kind == StudentKind::Head).ok_or_else(unknown)
+}
