@@ -2,9 +2,9 @@
 //! would take for finished.
 
 use crate::fixture;
-use crate::support::{Cluster, Home, finished, report};
+use crate::support::{Cluster, Home, files, finished, report};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// One damage to the fixture and what must be said about it.
 struct Case {
@@ -99,7 +99,9 @@ const CASES: &[Case] = &[
     },
     Case {
         what: "a passage that stands there twice",
-        spoil: |home| append(&home.join("data/corpus.jsonl"), "{\"_id\":\"p7\",\"title\":\"\",\"text\":\"again\"}\n"),
+        spoil: |home| {
+            append(&home.join("data/corpus.jsonl"), "{\"_id\":\"p7\",\"title\":\"\",\"text\":\"again\"}\n")
+        },
         code: 100,
         words: &["data/corpus.jsonl:61", "\"p7\"", "twice"],
     },
@@ -147,19 +149,30 @@ const CASES: &[Case] = &[
     },
     Case {
         what: "a tensor of another shape",
-        spoil: |home| replace_of_tensor(home, "encoder.layer.0.intermediate.dense.weight", "[32,16]", "[16,32]"),
+        spoil: |home| {
+            replace_of_tensor(home, "encoder.layer.0.intermediate.dense.weight", "[32,16]", "[16,32]")
+        },
         code: 100,
-        words: &["teacher/model.safetensors", "encoder.layer.0.intermediate.dense.weight", "[16, 32]", "[32, 16]"],
+        words: &[
+            "teacher/model.safetensors",
+            "encoder.layer.0.intermediate.dense.weight",
+            "[16, 32]",
+            "[32, 16]",
+        ],
     },
     Case {
         what: "a model without one of its tensors",
-        spoil: |home| replace(&home.join("teacher/config.json"), "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"),
+        spoil: |home| {
+            replace(&home.join("teacher/config.json"), "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3")
+        },
         code: 100,
         words: &["teacher/model.safetensors", "no tensor encoder.layer.2."],
     },
     Case {
         what: "another architecture",
-        spoil: |home| replace(&home.join("teacher/config.json"), "\"model_type\": \"bert\"", "\"model_type\": \"gpt2\""),
+        spoil: |home| {
+            replace(&home.join("teacher/config.json"), "\"model_type\": \"bert\"", "\"model_type\": \"gpt2\"")
+        },
         code: 100,
         words: &["teacher/config.json", "gpt2", "bert"],
     },
@@ -173,7 +186,11 @@ const CASES: &[Case] = &[
         what: "a tokenizer with more tokens than the vocabulary",
         spoil: |home| write_larger_tokenizer(&home.join("teacher")),
         code: 100,
-        words: &["teacher/tokenizer.json", "tokenizer/vocabulary mismatch", "the tokenizer that belongs to the model"],
+        words: &[
+            "teacher/tokenizer.json",
+            "tokenizer/vocabulary mismatch",
+            "the tokenizer that belongs to the model",
+        ],
     },
     Case {
         what: "a student's own model with such a tokenizer",
@@ -273,12 +290,39 @@ fn an_input_that_changed_after_submit_fails_the_job_and_is_fine_once_restored() 
         change(&home.join(file));
         cluster.add_worker("w1");
         let wait = format!("wait {} --timeout 1m", id.trim());
-        cluster.retort(&wait).expect(100, &[file, "changed since the job was submitted", "submit the job again"]);
+        cluster
+            .retort(&wait)
+            .expect(100, &[file, "changed since the job was submitted", "submit the job again"]);
         cluster.check(&format!("get {}", id.trim()), 0, &["FAILED"]);
     }
     restore(&home);
     cluster.retort("submit spec.toml --wait").expect(0, &["SUCCEEDED"]);
     check_as_new(&home.join("store"));
+}
+
+/// The bytes of an artifact are not those that were written: named, and mended as the message says.
+#[test]
+fn a_corrupt_artifact_is_named_and_mended_as_the_message_says() {
+    let home = Home::new();
+    fixture::write(home.path());
+    home.retort("run spec.toml --store store --workers 1").expect(0, &[]);
+    let store = home.path().join("store");
+    let is_vectors = |path: &PathBuf| path.ends_with("vectors.safetensors");
+    let vectors: Vec<_> = files(&store.join("artifacts")).into_iter().filter(is_vectors).collect();
+    for part in &vectors {
+        let path = store.join("artifacts").join(part);
+        let mut bytes = fs::read(&path).unwrap();
+        let last = bytes.last_mut().unwrap();
+        *last ^= 1;
+        fs::write(&path, bytes).unwrap();
+    }
+    let line = "run spec.toml --store store --workers 1 --set evaluate.depth=10";
+    let words =
+        ["vectors.safetensors", "is corrupt", "delete this artifact's folder and the store's journal"];
+    home.retort(line).expect(100, &words);
+    fs::remove_dir_all(store.join("artifacts/vectors")).unwrap();
+    fs::remove_dir_all(store.join("journal")).unwrap();
+    home.retort(line).expect(0, &["encoder-8"]);
 }
 
 #[test]
@@ -287,7 +331,11 @@ fn a_store_that_refuses_writes_is_named_and_used_once_it_is_mended() {
     fixture::write(home.path());
     let store = home.path().join("store");
     fs::write(&store, "a file").unwrap();
-    for line in ["run spec.toml --store store/below", "run spec.toml --store store", "coordinator --store store/below"] {
+    for line in [
+        "run spec.toml --store store/below",
+        "run spec.toml --store store",
+        "coordinator --store store/below",
+    ] {
         home.retort(line).expect(1, &["/store", "cannot make this folder the store"]);
     }
     fs::remove_file(&store).unwrap();

@@ -8,8 +8,7 @@ use std::time::Duration;
 fn unknown_jobs_are_exit_102_and_empty_lists_are_lists() {
     let mut cluster = Cluster::start();
     for round in 0..2 {
-        for verb in ["get nope", "describe nope", "logs nope", "logs nope -f", "wait nope", "cancel nope"]
-        {
+        for verb in ["get nope", "describe nope", "logs nope", "logs nope -f", "wait nope", "cancel nope"] {
             cluster.check(verb, 102, &["nope"]);
         }
         cluster.check("list -o json", 0, &["\"jobs\": []", "\"schema_version\": 1"]);
@@ -26,8 +25,7 @@ fn unknown_jobs_are_exit_102_and_empty_lists_are_lists() {
 fn write_spec(home: &Path) {
     std::fs::create_dir_all(home.join("data/qrels")).unwrap();
     std::fs::create_dir_all(home.join("model")).unwrap();
-    let files =
-        ["data/corpus.jsonl", "data/queries.jsonl", "data/qrels/train.tsv", "data/qrels/test.tsv"];
+    let files = ["data/corpus.jsonl", "data/queries.jsonl", "data/qrels/train.tsv", "data/qrels/test.tsv"];
     let model = ["model/config.json", "model/model.safetensors", "model/tokenizer.json"];
     for file in files.iter().chain(&model) {
         std::fs::write(home.join(file), file).unwrap();

@@ -3,9 +3,7 @@
 //! Everything is a function of fixed seeds, so that the figures of two jobs can be compared bit for bit. The teacher
 //! is random: the tests look at the machinery, not at quality.
 
-use retort_worker::model::{
-    EncoderConfig, FileDtype, Head, Input, Pooling, TowerConfig, save_encoder,
-};
+use retort_worker::model::{EncoderConfig, FileDtype, Head, Input, Pooling, TowerConfig, save_encoder};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::Path;
@@ -73,7 +71,8 @@ fn write_data(folder: &Path) {
     for number in 0..QUESTIONS {
         let text = words(&mut numbers, number % TOPICS.len(), 5);
         let answers = json!({ "answers": [name(number)] });
-        writeln!(queries, "{}", json!({ "_id": format!("q{number}"), "text": text, "metadata": answers })).unwrap();
+        writeln!(queries, "{}", json!({ "_id": format!("q{number}"), "text": text, "metadata": answers }))
+            .unwrap();
         let set = sets.iter_mut().rev().find(|set| number >= set.1).unwrap();
         writeln!(set.2, "q{number}\tp{number}\t1").unwrap();
     }

@@ -57,7 +57,8 @@ fn check_report(report: &Value) {
 
 /// MRR@10 of an exported run by an exported file of judgements, computed here without Retort's own code.
 fn reciprocal_rank(folder: &Path, row: &str, set: &str) -> f64 {
-    let read = |name: String| std::fs::read_to_string(folder.join(&name)).unwrap_or_else(|_| panic!("no {name}"));
+    let read =
+        |name: String| std::fs::read_to_string(folder.join(&name)).unwrap_or_else(|_| panic!("no {name}"));
     let columns = |text: &str| -> Vec<Vec<String>> {
         text.lines().map(|line| line.split_whitespace().map(str::to_owned).collect()).collect()
     };
@@ -96,21 +97,34 @@ fn a_run_leaves_its_report_and_a_second_run_computes_nothing() {
     for (row, _) in ROWS.iter().filter(|(_, kind)| *kind != "pca") {
         for set in ["dev", "test"] {
             let rows = json["rows"].as_array().unwrap();
-            let told = rows.iter().find(|found| found["name"] == *row).unwrap()["metrics"][set]["mrr@10"].as_f64();
+            let told =
+                rows.iter().find(|found| found["name"] == *row).unwrap()["metrics"][set]["mrr@10"].as_f64();
             let computed = reciprocal_rank(&folder, row, set);
-            assert!((told.unwrap() - computed).abs() < 1e-12, "{row} on {set}: {told:?}, exported {computed}");
+            assert!(
+                (told.unwrap() - computed).abs() < 1e-12,
+                "{row} on {set}: {told:?}, exported {computed}"
+            );
         }
     }
     let page = std::fs::read_to_string(folder.join("report.html")).unwrap();
-    assert!(page.contains("<svg") && !page.contains("http://") && !page.contains("src="), "the page is self-contained");
+    assert!(
+        page.contains("<svg") && !page.contains("http://") && !page.contains("src="),
+        "the page is self-contained"
+    );
     for student in ["head-8", "encoder-8"] {
         let found = files(&folder.join("models").join(student));
         for file in ["config.json", "model.safetensors", "tokenizer.json", "modules.json"] {
             assert!(found.contains(Path::new(file)), "{student} lacks {file}: {found:?}");
         }
     }
+    #[cfg(target_os = "linux")]
+    assert!(
+        files(&home.path().join(".local/share/retort/cache")).is_empty(),
+        "workers' files end with the run"
+    );
 
-    let (before, bytes) = (files(&store.join("artifacts")), std::fs::read(folder.join("report.json")).unwrap());
+    let (before, bytes) =
+        (files(&store.join("artifacts")), std::fs::read(folder.join("report.json")).unwrap());
     let second = home.retort("run spec.toml --store store --workers 2 -o json");
     let second = second.expect(0, &["nothing is computed again"]);
     assert_eq!(second.json(), json);
@@ -134,7 +148,9 @@ fn another_job_on_a_cluster_by_hand_computes_only_what_is_new() {
     let before = finished(&store);
 
     // Another depth of the lists changes what is searched, and nothing that the students learn from.
-    let id = cluster.retort("submit spec.toml --name other --set evaluate.depth=10 --id-only").expect(0, &["other-"]);
+    let id = cluster
+        .retort("submit spec.toml --name other --set evaluate.depth=10 --id-only")
+        .expect(0, &["other-"]);
     let id = id.stdout.trim();
     cluster.retort(&format!("wait {id} --for stage=embed")).expect(0, &["stage embed", "is done"]);
     cluster.retort(&format!("wait {id} --timeout 2m")).expect(0, &["SUCCEEDED", "report: file://"]);
@@ -155,7 +171,8 @@ fn another_job_on_a_cluster_by_hand_computes_only_what_is_new() {
     cluster.check(&format!("logs {id}"), 0, &["accepted"]);
     cluster.check(&format!("logs {id} --follow -o jsonl"), 0, &["\"message\":"]);
     let jobs = cluster.retort("list --all -o json").expect(0, &[]).json();
-    let names: Vec<_> = jobs["jobs"].as_array().unwrap().iter().map(|job| job["name"].as_str().unwrap()).collect();
+    let names: Vec<_> =
+        jobs["jobs"].as_array().unwrap().iter().map(|job| job["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["other", "tiny"], "newest first");
     let workers = cluster.retort("worker list -o json").expect(0, &[]).json();
     let workers = workers["workers"].as_array().unwrap();

@@ -115,7 +115,10 @@ fn killed_workers_cost_nothing_but_time() {
     let (store, mut noted) = (home.path().join("store"), Vec::new());
     let mut run = home.start("run spec.toml --store store --workers 2");
     until("workers", || (children(run.id(), "worker").len() == 2).then_some(()));
-    assert!(harass(&mut run, "worker", 4, &store, &mut noted) > 0, "the job was over before anything was killed");
+    assert!(
+        harass(&mut run, "worker", 4, &store, &mut noted) > 0,
+        "the job was over before anything was killed"
+    );
     run.end().expect(0, &["head-8"]);
     check_not_repeated(&store, &noted);
     check_result(&store);
@@ -127,7 +130,10 @@ fn a_killed_coordinator_costs_nothing_but_time() {
     let (store, mut noted) = (home.path().join("store"), Vec::new());
     let mut run = home.start("run spec.toml --store store --workers 2");
     until("workers", || (children(run.id(), "worker").len() == 2).then_some(()));
-    assert!(harass(&mut run, "coordinator", 3, &store, &mut noted) > 0, "the job was over before anything was killed");
+    assert!(
+        harass(&mut run, "coordinator", 3, &store, &mut noted) > 0,
+        "the job was over before anything was killed"
+    );
     run.end().expect(0, &["head-8"]);
     check_not_repeated(&store, &noted);
     check_result(&store);
@@ -147,7 +153,11 @@ fn a_run_that_is_killed_or_interrupted_leaves_no_children_and_resumes() {
         assert_eq!(run.end().code, code);
         let begun = Instant::now();
         wait_for_end(&children);
-        assert!(begun.elapsed() < Duration::from_secs(10), "children outlived their parent by {:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "children outlived their parent by {:?}",
+            begun.elapsed()
+        );
         note(&store, &mut noted);
     }
     home.retort("run spec.toml --store store --workers 2").expect(0, &["head-8"]);
@@ -171,7 +181,10 @@ fn a_training_goes_on_from_its_checkpoint() {
     until("a checkpoint of the last training", || files(&jobs).iter().find(|path| far(path)).map(drop));
     cluster.workers.clear();
     note(&store, &mut noted);
-    assert!(noted.iter().filter(|(task, _)| task.starts_with("student")).count() < 3, "killed in its training");
+    assert!(
+        noted.iter().filter(|(task, _)| task.starts_with("student")).count() < 3,
+        "killed in its training"
+    );
     cluster.restart();
     cluster.add_worker("w1");
     cluster.retort(&format!("wait {id} --timeout 2m")).expect(0, &["SUCCEEDED"]);

@@ -63,8 +63,9 @@ impl Ended {
     /// What stands on stdout.
     #[track_caller]
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout)
-            .unwrap_or_else(|error| panic!("retort {}: {error} in\n{}{}", self.line, self.stdout, self.stderr))
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| {
+            panic!("retort {}: {error} in\n{}{}", self.line, self.stdout, self.stderr)
+        })
     }
 }
 
@@ -198,7 +199,12 @@ impl Cluster {
     /// Checks a client's verb: exit code, and words on stdout or, after a failure, on stderr.
     #[track_caller]
     pub fn check(&self, line: &str, code: i32, words: &[&str]) {
-        crate::command::check_in(self.home.path(), &format!("{line} --coordinator {}", self.address), code, words);
+        crate::command::check_in(
+            self.home.path(),
+            &format!("{line} --coordinator {}", self.address),
+            code,
+            words,
+        );
     }
 
     /// Ctrl-C while a verb waits must detach it, with exit code 130.
