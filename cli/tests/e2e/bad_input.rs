@@ -243,10 +243,9 @@ fn bad_input_is_named_and_leaves_nothing_behind() {
     for Case { what, spoil, code, words } in CASES {
         restore(&home);
         spoil(&home);
-        println!("{what}");
+        eprintln!("{what}");
         let ended = cluster.retort("submit spec.toml --wait").expect(*code, words);
         assert!(!ended.stderr.contains("panicked"), "{what}: {}", ended.stderr);
-        println!("{}", ended.stderr);
     }
     restore(&home);
     cluster.retort("submit spec.toml --wait").expect(0, &["SUCCEEDED"]);
@@ -273,11 +272,14 @@ fn a_failed_job_is_exit_100_of_a_run_and_the_corrected_one_runs_on_the_same_stor
     home.retort("run spec.toml --store store --workers 1").expect(0, &["submitted", "encoder-8"]);
 }
 
+/// A file of the fixture and what happens to it.
+type Change = (&'static str, fn(&Path));
+
 #[test]
 fn an_input_that_changed_after_submit_fails_the_job_and_is_fine_once_restored() {
     let mut cluster = Cluster::start();
     let home = cluster.home.path().to_owned();
-    let changes: [(&str, fn(&Path)); 4] = [
+    let changes: [Change; 4] = [
         ("data/corpus.jsonl", |path| append(path, "{\"_id\":\"new\",\"text\":\"a passage\"}\n")),
         ("data/qrels/train.tsv", |path| append(path, "q0\tp1\t1\n")),
         ("teacher/tokenizer.json", |path| append(path, "\n")),

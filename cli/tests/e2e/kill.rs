@@ -92,7 +92,7 @@ fn all_children(run: &Process) -> Vec<u32> {
 /// Milliseconds below `bound` that differ from run to run.
 fn some_milliseconds(bound: u32) -> Duration {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    Duration::from_millis(u64::from(now.subsec_nanos() / 1000 % bound))
+    Duration::from_millis(u64::from(now.subsec_micros() % bound))
 }
 
 /// Kills children of a run again and again, with pauses, until it has ended or `times` are over.
