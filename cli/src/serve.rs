@@ -40,10 +40,15 @@ pub async fn worker(args: WorkerStart) -> anyhow::Result<Exit> {
         Some(id) => id.parse()?,
         None => format!("worker-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]).parse()?,
     };
-    // A folder of its own for each process: two workers on a host must not clean up each other's files.
-    let folder = match args.cache {
-        Some(folder) => folder.join(worker.as_str()),
-        None => std::env::temp_dir().join(format!("retort-{worker}")),
+    // A folder of its own for each process: two workers on a host must not clean up each other's files, and those of
+    // two clusters may have the same id.
+    let (_temporary, folder) = match args.cache {
+        Some(folder) => (None, folder.join(worker.as_str())),
+        None => {
+            let temporary = tempfile::Builder::new().prefix("retort-worker-").tempdir()?;
+            let folder = temporary.path().to_owned();
+            (Some(temporary), folder)
+        }
     };
     let runtime = tokio::runtime::Handle::current();
     let executor = TaskExecutor::new(device.clone(), threads, &folder, args.cache_bytes, runtime)?;

@@ -35,7 +35,10 @@ pub enum ArtifactError {
         cause: String,
     },
     /// A part whose bytes are not those its manifest promises.
-    #[error("part {part:?} of {artifact} is corrupt: {cause}; put the file back from a copy, or use another store")]
+    #[error(
+        "part {part:?} of {artifact} is corrupt: {cause}; stop the cluster, delete this artifact's folder and the \
+         store's journal, and run the job again: only what is missing is computed"
+    )]
     Corrupt {
         /// Which artifact.
         artifact: ArtifactId,

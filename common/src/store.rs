@@ -30,6 +30,14 @@ pub enum StoreError {
         /// What is wrong with it.
         cause: String,
     },
+    /// A local folder that cannot be the store.
+    #[error("{url}: cannot make this folder the store: {source}; name one that can be written")]
+    Folder {
+        /// The folder.
+        url: String,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// An object that should be there.
     #[error("{path}: does not exist")]
     Missing {
@@ -196,7 +204,7 @@ impl Store {
     pub fn open(url: &str) -> Result<Self, StoreError> {
         let url = Location::parse(url)?;
         if let Some(path) = url.local_path() {
-            let fail = |error: std::io::Error| StoreError::Url { text: url.to_string(), cause: error.to_string() };
+            let fail = |source| StoreError::Folder { url: url.to_string(), source };
             std::fs::create_dir_all(&path).map_err(fail)?;
             let local = object_store::local::LocalFileSystem::new_with_prefix(&path)
                 .map_err(backend(url.to_string()))?

@@ -21,7 +21,7 @@ use retort_common::spec::JobSpec;
 use retort_common::spec::inputs::JobInputs;
 use retort_common::store::{Store, StoreError};
 use std::time::Duration;
-use supervisor::Supervisor;
+use supervisor::{Folders, Supervisor};
 
 /// Most workers that are started unless told otherwise.
 const MOST_WORKERS: usize = 8;
@@ -38,8 +38,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<Exit> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = args.workers.map_or(cores.min(MOST_WORKERS), usize::from);
     let program = std::env::current_exe().context("cannot find the retort program itself")?;
-    let mut supervisor =
-        Supervisor::new(program, place.store.url(), place.logs.clone(), workers, args.threads)?;
+    let folders = Folders { logs: place.logs.clone(), cache: place.cache.clone() };
+    let mut supervisor = Supervisor::new(program, place.store.url(), folders, workers, args.threads)?;
     let failure = supervisor.failure();
     let outcome = tokio::select! {
         outcome = drive(&supervisor, &place.store, &spec, &inputs) => outcome,
@@ -47,6 +47,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<Exit> {
         _ = tokio::signal::ctrl_c() => Ok(None),
     };
     supervisor.stop().await;
+    // Everything in it came from the store or has been put there; what cannot be removed serves the next run.
+    let _ = std::fs::remove_dir_all(&place.cache);
     match outcome {
         Ok(Some(job)) => finish(&job, &place, args.output).await,
         Ok(None) => {

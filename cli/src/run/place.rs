@@ -1,4 +1,4 @@
-//! Where a run keeps its things: the store, its processes' logs, and the lock that allows one run per store.
+//! Where a run keeps its things: the store, its processes' logs and files, and the lock that allows one run per store.
 
 use crate::config;
 use anyhow::{Context, bail};
@@ -14,6 +14,8 @@ pub struct Place {
     pub store: Store,
     /// Folder of the logs of this run's processes.
     pub logs: PathBuf,
+    /// Folder of its workers' files: what they read from the store, and what they have in work.
+    pub cache: PathBuf,
     /// Held, never read: the kernel frees it when the process ends in whatever way, so it cannot go stale.
     _lock: File,
 }
@@ -31,12 +33,14 @@ impl Place {
         // Without a home, logs and lock still need a place that the next run finds again.
         let data = data.unwrap_or_else(|| std::env::temp_dir().join("retort"));
         let name = Digest::of(store.url().trim_end_matches('/').as_bytes()).short();
-        let (logs, locks) = (data.join("logs").join(&name), data.join("locks"));
-        for folder in [&logs, &locks] {
+        // Workers of two runs have the same names, so that each run needs a folder of its own.
+        let (logs, cache) = (data.join("logs").join(&name), data.join("cache").join(&name));
+        let locks = data.join("locks");
+        for folder in [&logs, &locks, &cache] {
             std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         }
         let lock = lock(&locks.join(name), &store.url())?;
-        Ok(Self { store, logs, _lock: lock })
+        Ok(Self { store, logs, cache, _lock: lock })
     }
 }
 

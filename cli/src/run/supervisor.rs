@@ -30,6 +30,14 @@ const ADDRESS_PAUSE: Duration = Duration::from_millis(20);
 /// Bytes of a log's end that are shown when its process cannot be started.
 const LOG_END: usize = 2000;
 
+/// Where the children keep things.
+pub struct Folders {
+    /// A log for each child.
+    pub logs: PathBuf,
+    /// A folder for each worker's files.
+    pub cache: PathBuf,
+}
+
 /// What one child is.
 #[derive(Clone)]
 struct Plan {
@@ -52,7 +60,7 @@ impl Supervisor {
     pub fn new(
         program: PathBuf,
         store: String,
-        logs: PathBuf,
+        folders: Folders,
         workers: usize,
         threads: u16,
     ) -> anyhow::Result<Self> {
@@ -61,12 +69,12 @@ impl Supervisor {
         let (stop, stopped) = watch::channel(false);
         let (fail, failures) = mpsc::channel(workers + 1);
         let plan = |name: String| -> anyhow::Result<Plan> {
-            let log = logs.join(format!("{name}.log"));
+            let log = folders.logs.join(format!("{name}.log"));
             begin_log(&log).with_context(|| format!("cannot write {}", log.display()))?;
             Ok(Plan { program: program.clone(), name, log })
         };
         let mut children = JoinSet::new();
-        let address_file = logs.join("coordinator.address");
+        let address_file = folders.logs.join("coordinator.address");
         let coordinator = plan("coordinator".to_owned())?;
         children.spawn(report(
             fail.clone(),
@@ -74,7 +82,8 @@ impl Supervisor {
         ));
         for number in 1..=workers {
             let worker = plan(format!("worker-{number}"))?;
-            let kept = keep_worker(worker, threads, address.clone(), want.clone(), stopped.clone());
+            let cache = folders.cache.clone();
+            let kept = keep_worker(worker, threads, cache, address.clone(), want.clone(), stopped.clone());
             children.spawn(report(fail.clone(), kept));
         }
         Ok(Self { address, wanted, stop, failures, children })
@@ -162,6 +171,7 @@ async fn read_address(file: PathBuf, publish: Arc<watch::Sender<Option<String>>>
 async fn keep_worker(
     plan: Plan,
     threads: u16,
+    cache: PathBuf,
     address: watch::Receiver<Option<String>>,
     mut wanted: watch::Receiver<bool>,
     mut stopped: watch::Receiver<bool>,
@@ -174,11 +184,11 @@ async fn keep_worker(
         address = needed => address,
         () = told(&mut stopped) => return Ok(()),
     };
-    let threads = threads.to_string();
+    let (threads, cache) = (threads.to_string(), cache.display().to_string());
     let arguments = || {
-        ["worker", "--coordinator", &address, "--id", &plan.name, "--threads", &threads]
-            .map(str::to_owned)
-            .to_vec()
+        let place = ["worker", "--coordinator", &address, "--id", &plan.name];
+        let means = ["--threads", &threads, "--cache", &cache];
+        place.iter().chain(&means).map(|text| (*text).to_owned()).collect()
     };
     keep(&plan, arguments, stopped).await
 }
@@ -304,7 +314,8 @@ mod tests {
 
     fn supervisor(folder: &Path, body: &str) -> Supervisor {
         let program = stand_in(folder, body);
-        Supervisor::new(program, "memory://".to_owned(), folder.to_owned(), 2, 1).unwrap()
+        let folders = Folders { logs: folder.to_owned(), cache: folder.join("cache") };
+        Supervisor::new(program, "memory://".to_owned(), folders, 2, 1).unwrap()
     }
 
     /// The calls of one kind, once there are `count`.

@@ -107,7 +107,8 @@ pub fn for_each_line(
     loop {
         line.clear();
         number += 1;
-        let place = |error: std::io::Error| TaskError::Input(format!("{}:{number}: {error}", file.url));
+        let hint = if gzipped { "; the compressed file is damaged or truncated: fetch it again" } else { "" };
+        let place = |error: std::io::Error| TaskError::Input(format!("{}:{number}: {error}{hint}", file.url));
         if lines.by_ref().take(LINE_BYTES).read_until(b'\n', &mut line).map_err(place)? == 0 {
             break;
         }

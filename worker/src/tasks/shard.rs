@@ -71,6 +71,11 @@ fn check_id(id: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// What is wrong with a record. Each is parsed alone, so that the parser's own line number would only mislead.
+fn json_reason(error: &serde_json::Error) -> String {
+    error.to_string().replace(" at line 1 column ", " at column ")
+}
+
 fn hash_of(id: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     id.hash(&mut hasher);
@@ -89,7 +94,7 @@ pub fn corpus(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError>
     for_each_line(bench, corpus, |line, bytes| {
         let record = match serde_json::from_slice::<BeirPassage>(bytes) {
             Ok(record) => record,
-            Err(error) => return bad.add(line, &error.to_string()),
+            Err(error) => return bad.add(line, &json_reason(&error)),
         };
         if let Err(reason) = check_id(&record._id) {
             return bad.add(line, &reason);
@@ -112,7 +117,7 @@ pub fn corpus(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError>
         finish_passages(bench, &mut shard, &mut parts)?;
     }
     if rows == 0 {
-        return Err(TaskError::Input(format!("{}: holds no passages", corpus.url)));
+        return Err(TaskError::Input(format!("{}: holds no passages; put the corpus there", corpus.url)));
     }
     let meta = json!({
         "rows": rows, "shards": parts.len(), "bad_records": bad.count, "bad_record_reasons": bad.reasons,
@@ -151,7 +156,7 @@ pub fn queries(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError
     for_each_line(bench, queries, |line, bytes| {
         let record = match serde_json::from_slice::<BeirQuery>(bytes) {
             Ok(record) => record,
-            Err(error) => return bad.add(line, &error.to_string()),
+            Err(error) => return bad.add(line, &json_reason(&error)),
         };
         if let Err(reason) = check_id(&record._id) {
             return bad.add(line, &reason);
@@ -160,7 +165,7 @@ pub fn queries(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError
             return Ok(());
         }
         if rows.insert(record._id.clone(), rows.len() as u64).is_some() {
-            let reason = format!("{}:{line}: _id {:?} stands in the file twice", queries.url, record._id);
+            let reason = format!("{}:{line}: _id {:?} stands in the file twice; remove one", queries.url, record._id);
             return Err(TaskError::Input(reason));
         }
         let answers = record.metadata.and_then(|metadata| metadata.answers).unwrap_or_default();

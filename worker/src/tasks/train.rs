@@ -15,7 +15,7 @@ use crate::matrix::Matrix;
 use crate::model::{Batch, Head, Input, Tower, TowerConfig, FileDtype, load_encoder, write_parameters};
 use crate::optimizer::{AdamW, AdamWConfig, Schedule, ScheduleKind, clip_global_norm};
 use crate::report::StepPoint;
-use crate::text::TokenBatch;
+use crate::text::{TokenBatch, Tokenizer};
 use crate::training::checkpoint::{Checkpoint, Checkpoints};
 use crate::training::tree::TreeSum;
 use crate::vectors::VectorRows;
@@ -109,6 +109,9 @@ fn begin(
             let layers: Option<Vec<usize>> =
                 layers.as_ref().map(|layers| layers.iter().map(|layer| *layer as usize).collect());
             let (encoder, encoder_params) = load_encoder(&folder, layers.as_deref()).map_err(TaskError::input)?;
+            // The rows hold its token ids already; here both sides are known.
+            let tokenizer = folder.join("tokenizer.json");
+            Tokenizer::load(&tokenizer, encoder.vocabulary_size).map_err(TaskError::input)?;
             let head = dim.map_or(Head::None, |dim| Head::Linear { dim: dim as usize, bias: false });
             let tower = TowerConfig { input: Input::Tokens { encoder, pooling: pooling(*kind) }, head };
             // The head's parameters follow the encoder's in the canonical order.

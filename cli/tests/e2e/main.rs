@@ -1,0 +1,18 @@
+//! The `retort` program as users and scripts meet it: real processes, real sockets, a real store.
+//!
+//! - [`command`]: the command line alone: exit codes, what goes to which stream
+//! - [`control`]: a coordinator without workers, and what its clients are told
+//! - [`job`]: whole jobs, by `retort run` and on a cluster started by hand
+//! - [`kill`]: whole jobs while processes are killed
+//! - [`bad_input`]: every kind of damaged input, and that nothing of it stays behind
+//! - [`fixture`]: a corpus, a teacher and a spec small enough for seconds
+//! - [`support`]: processes that end with their test, and what lies in a store
+
+mod bad_input;
+mod command;
+mod control;
+mod fixture;
+mod job;
+#[cfg(target_os = "linux")]
+mod kill;
+mod support;
