@@ -102,7 +102,11 @@ fn manifest_path(artifact: &ArtifactId, incarnation: u32) -> String {
 }
 
 /// The manifest of the artifact's incarnation, if it exists.
-pub async fn find(store: &Store, artifact: &ArtifactId, incarnation: u32) -> Result<Option<Manifest>, ArtifactError> {
+pub async fn find(
+    store: &Store,
+    artifact: &ArtifactId,
+    incarnation: u32,
+) -> Result<Option<Manifest>, ArtifactError> {
     let bytes = match store.get(&manifest_path(artifact, incarnation)).await {
         Ok(bytes) => bytes,
         Err(StoreError::Missing { .. }) => return Ok(None),
@@ -135,7 +139,13 @@ pub struct ArtifactWriter {
 impl ArtifactWriter {
     /// Begins the output of a task's attempt. `nonce` makes the names of its parts unique, so that two workers
     /// that believe to run the same attempt cannot overwrite each other's files.
-    pub fn new(store: &Store, artifact: ArtifactId, incarnation: u32, attempt: AttemptNumber, nonce: String) -> Self {
+    pub fn new(
+        store: &Store,
+        artifact: ArtifactId,
+        incarnation: u32,
+        attempt: AttemptNumber,
+        nonce: String,
+    ) -> Self {
         Self { store: store.clone(), artifact, incarnation, attempt, nonce, parts: Vec::new() }
     }
 
@@ -284,7 +294,10 @@ impl Cache {
 
 /// Writes a stream to a file and returns its digest and size. The file is on disk before it gets its final name, so
 /// that a power loss cannot leave a short one under it.
-async fn write_stream(path: &Path, mut stream: crate::store::ByteStream) -> Result<(Digest, u64), ArtifactError> {
+async fn write_stream(
+    path: &Path,
+    mut stream: crate::store::ByteStream,
+) -> Result<(Digest, u64), ArtifactError> {
     let disk = |source| ArtifactError::Disk { path: path.to_owned(), source };
     let mut file = tokio::fs::File::create(path).await.map_err(disk)?;
     let (mut hasher, mut bytes) = (Hasher::default(), 0);

@@ -113,7 +113,8 @@ impl Location {
 
     /// An absolute path.
     pub fn of_path(path: &Path) -> Result<Self, StoreError> {
-        let fail = || StoreError::Url { text: path.display().to_string(), cause: "not an absolute path".into() };
+        let fail =
+            || StoreError::Url { text: path.display().to_string(), cause: "not an absolute path".into() };
         Url::from_file_path(path).map(Self).map_err(|()| fail())
     }
 
@@ -144,7 +145,8 @@ impl Location {
     }
 
     fn object(&self) -> Result<(Arc<dyn ObjectStore>, ObjectPath), StoreError> {
-        let fail = |error: object_store::Error| StoreError::Url { text: self.to_string(), cause: error.to_string() };
+        let fail =
+            |error: object_store::Error| StoreError::Url { text: self.to_string(), cause: error.to_string() };
         let (store, path) = object_store::parse_url_opts(&self.0, environment(&self.0)).map_err(fail)?;
         Ok((store.into(), path))
     }
@@ -178,7 +180,10 @@ fn environment(url: &Url) -> Vec<(String, String)> {
         "az" | "azure" | "abfs" | "abfss" | "adl" => "AZURE_",
         _ => return Vec::new(),
     };
-    std::env::vars().filter(|(key, _)| key.starts_with(prefix)).map(|(key, value)| (key.to_lowercase(), value)).collect()
+    std::env::vars()
+        .filter(|(key, _)| key.starts_with(prefix))
+        .map(|(key, value)| (key.to_lowercase(), value))
+        .collect()
 }
 
 fn backend(path: String) -> impl Fn(object_store::Error) -> StoreError {
@@ -319,7 +324,9 @@ impl Store {
     pub async fn list(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
         let root = self.path(prefix);
         let found: Vec<_> = self
-            .retry(prefix, || self.objects.list(Some(&root)).map_ok(|meta| meta.location).try_collect::<Vec<_>>())
+            .retry(prefix, || {
+                self.objects.list(Some(&root)).map_ok(|meta| meta.location).try_collect::<Vec<_>>()
+            })
             .await?;
         let strip = self.root.as_ref().len();
         let mut paths: Vec<_> =
@@ -395,7 +402,10 @@ pub async fn read_all(mut stream: ByteStream, what: &str, limit: u64) -> Result<
     while let Some(chunk) = stream.next().await {
         bytes.extend_from_slice(&chunk?);
         if bytes.len() as u64 > limit {
-            return Err(StoreError::Url { text: what.to_owned(), cause: format!("larger than {limit} bytes") });
+            return Err(StoreError::Url {
+                text: what.to_owned(),
+                cause: format!("larger than {limit} bytes"),
+            });
         }
     }
     Ok(bytes)

@@ -59,7 +59,11 @@ pub struct PassageShard {
 impl PassageShard {
     /// What a model reads of passage `i`: "title text".
     pub fn model_text(&self, i: usize) -> String {
-        if self.titles[i].is_empty() { self.texts[i].clone() } else { format!("{} {}", self.titles[i], self.texts[i]) }
+        if self.titles[i].is_empty() {
+            self.texts[i].clone()
+        } else {
+            format!("{} {}", self.titles[i], self.texts[i])
+        }
     }
 
     /// Writes the shard.
@@ -159,7 +163,12 @@ pub fn read_judgements(path: &Path) -> Result<Vec<Judgement>, TableError> {
     let (query, passage, grade) = (integers(path, query)?, integers(path, passage)?, integers(path, grade)?);
     let zipped = texts(path, set)?.into_iter().zip(query).zip(passage.into_iter().zip(grade));
     Ok(zipped
-        .map(|((set, query), (passage, grade))| Judgement { set, query: query as u64, passage: passage as u64, grade })
+        .map(|((set, query), (passage, grade))| Judgement {
+            set,
+            query: query as u64,
+            passage: passage as u64,
+            grade,
+        })
         .collect())
 }
 
@@ -264,7 +273,8 @@ fn write(path: &Path, columns: Vec<(&str, Column)>) -> Result<(), TableError> {
         let mut target = group.next_column().map_err(fail)?.expect("the schema has a column for each");
         match column {
             Column::Text(values) => {
-                let values: Vec<_> = values.into_iter().map(|value| ByteArray::from(value.into_bytes())).collect();
+                let values: Vec<_> =
+                    values.into_iter().map(|value| ByteArray::from(value.into_bytes())).collect();
                 target.typed::<ByteArrayType>().write_batch(&values, None, None)
             }
             Column::Integer(values) => target.typed::<Int64Type>().write_batch(&values, None, None),
@@ -358,7 +368,8 @@ mod tests {
         let negatives = vec![NegativeRow { query: 1, passage: 2, score: 0.5 }];
         write_negatives(&path, &negatives).unwrap();
         assert_eq!(read_negatives(&path).unwrap(), negatives);
-        let hits = |hits: &[(u64, f32)]| hits.iter().map(|(row, score)| Hit { row: *row, score: *score }).collect();
+        let hits =
+            |hits: &[(u64, f32)]| hits.iter().map(|(row, score)| Hit { row: *row, score: *score }).collect();
         let lists: Vec<(u64, Vec<Hit>)> = vec![(3, hits(&[(9, 0.5), (1, 0.5)])), (8, hits(&[(2, -1.5)]))];
         write_rankings(&path, &lists).unwrap();
         assert_eq!(read_rankings(&path).unwrap(), lists.into_iter().collect());

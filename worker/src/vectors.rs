@@ -89,7 +89,8 @@ pub struct Tensors {
 impl Tensors {
     /// Reads a whole file.
     pub fn read(path: &Path) -> Result<Self, VectorError> {
-        let bytes = std::fs::read(path).map_err(|source| VectorError::Io { path: path.to_owned(), source })?;
+        let bytes =
+            std::fs::read(path).map_err(|source| VectorError::Io { path: path.to_owned(), source })?;
         Ok(Self { path: path.to_owned(), bytes })
     }
 
@@ -99,7 +100,8 @@ impl Tensors {
         dtype: Dtype,
         convert: fn([u8; WIDTH]) -> T,
     ) -> Result<(Vec<usize>, Vec<T>), VectorError> {
-        let fail = |error: safetensors::SafeTensorError| format(&self.path, format!("tensor {name:?}: {error}"));
+        let fail =
+            |error: safetensors::SafeTensorError| format(&self.path, format!("tensor {name:?}: {error}"));
         let file = SafeTensors::deserialize(&self.bytes).map_err(fail)?;
         let view = file.tensor(name).map_err(fail)?;
         if view.dtype() != dtype {
@@ -180,9 +182,11 @@ impl VectorRows {
             serde_json::from_slice(&header).map_err(|error| bad(error.to_string()))?;
         let tensor = header.get("vectors").ok_or_else(|| bad("no tensor \"vectors\"".to_owned()))?;
         let number = |value: &serde_json::Value| value.as_u64();
-        let shape = tensor["shape"].as_array().map(|shape| shape.iter().filter_map(number).collect::<Vec<_>>());
+        let shape =
+            tensor["shape"].as_array().map(|shape| shape.iter().filter_map(number).collect::<Vec<_>>());
         let start = tensor["data_offsets"].get(0).and_then(number);
-        let (Some([rows, width]), Some(start), Some("F32")) = (shape.as_deref(), start, tensor["dtype"].as_str())
+        let (Some([rows, width]), Some(start), Some("F32")) =
+            (shape.as_deref(), start, tensor["dtype"].as_str())
         else {
             return Err(bad("tensor \"vectors\" is no f32 matrix".to_owned()));
         };
@@ -213,7 +217,10 @@ impl VectorRows {
         for (i, row) in rows.iter().enumerate() {
             let at = self.shards.partition_point(|shard| shard.first_row + shard.rows <= *row);
             let Some(shard) = self.shards.get(at) else {
-                return Err(format(Path::new("vectors"), format!("row {row} is beyond the last, {}", self.rows())));
+                return Err(format(
+                    Path::new("vectors"),
+                    format!("row {row} is beyond the last, {}", self.rows()),
+                ));
             };
             let offset = shard.data_offset + (row - shard.first_row) * buffer.len() as u64;
             let io = |source| VectorError::Io { path: shard.path.clone(), source };

@@ -113,7 +113,10 @@ async fn find_or_submit(
     let digest = spec::digest(spec, inputs).to_string();
     let jobs = client.list(true).await?;
     for job in jobs.iter().filter(|job| !job.state.has_ended() && job.spec_digest != digest) {
-        eprintln!("job {}: of an earlier run with another spec, unfinished; it goes on beside this one", job.id);
+        eprintln!(
+            "job {}: of an earlier run with another spec, unfinished; it goes on beside this one",
+            job.id
+        );
     }
     if let Some(job) = jobs.into_iter().find(|job| job.spec_digest == digest) {
         match job.state {

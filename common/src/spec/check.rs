@@ -24,7 +24,10 @@ fn ensure(holds: bool, path: &[&str], message: impl Into<String>) -> Check {
     if holds {
         return Ok(());
     }
-    Err(ContradictionError { path: path.iter().map(|part| (*part).to_owned()).collect(), message: message.into() })
+    Err(ContradictionError {
+        path: path.iter().map(|part| (*part).to_owned()).collect(),
+        message: message.into(),
+    })
 }
 
 fn within(value: u32, low: u32, high: u32, path: &[&str]) -> Check {
@@ -48,9 +51,17 @@ pub fn check(spec: &JobSpec) -> Check {
         within(*dim, 1, LARGEST_DIM, &["baselines", "pca"])?;
     }
     ensure(spec.baselines.bm25_k1 >= 0.0, &["baselines", "bm25_k1"], "must not be negative")?;
-    ensure((0.0..=1.0).contains(&spec.baselines.bm25_b), &["baselines", "bm25_b"], "must lie between 0 and 1")?;
+    ensure(
+        (0.0..=1.0).contains(&spec.baselines.bm25_b),
+        &["baselines", "bm25_b"],
+        "must lie between 0 and 1",
+    )?;
     within(spec.evaluate.depth, 1, 10_000, &["evaluate", "depth"])?;
-    ensure(!spec.evaluate.metrics.is_empty(), &["evaluate", "metrics"], "name at least one, e.g. \"mrr@10\"")?;
+    ensure(
+        !spec.evaluate.metrics.is_empty(),
+        &["evaluate", "metrics"],
+        "name at least one, e.g. \"mrr@10\"",
+    )?;
     for metric in &spec.evaluate.metrics {
         check_metric(metric, spec.evaluate.depth)?;
     }
@@ -58,7 +69,10 @@ pub fn check(spec: &JobSpec) -> Check {
     for (index, student) in spec.student.iter().enumerate() {
         let index = index.to_string();
         let path = ["student", index.as_str()];
-        let taken = format!("{:?} is taken, begins with \"pca-\" or is not plain: every row needs a name of its own", student.name);
+        let taken = format!(
+            "{:?} is taken, begins with \"pca-\" or is not plain: every row needs a name of its own",
+            student.name
+        );
         let own = plain(&student.name) && !student.name.starts_with("pca-") && names.insert(&student.name);
         ensure(own, &[path[0], path[1], "name"], taken)?;
         check_student(spec, student, &path)?;
@@ -90,11 +104,16 @@ fn check_sets(spec: &JobSpec) -> Check {
         for name in names {
             let plain = name.parse::<crate::ids::JobId>().is_ok();
             ensure(plain, &["sets", key], format!("{name:?} is no plain file name"))?;
-            let twice = format!("{name:?} serves two purposes: questions that train or choose must not judge");
+            let twice =
+                format!("{name:?} serves two purposes: questions that train or choose must not judge");
             ensure(seen.insert(name), &["sets", key], twice)?;
         }
     }
-    ensure(!sets.judged().is_empty(), &["sets"], "name at least one set under dev or test, or nothing can be reported")
+    ensure(
+        !sets.judged().is_empty(),
+        &["sets"],
+        "name at least one set under dev or test, or nothing can be reported",
+    )
 }
 
 fn check_mining(spec: &JobSpec) -> Check {
@@ -119,7 +138,11 @@ fn check_student(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Check
                 ("passage_max_tokens", student.passage_max_tokens.is_some()),
             ];
             for (name, given) in encoder_keys {
-                ensure(!given, &key(name), "goes with kind = \"encoder\"; a head reads the teacher's vectors")?;
+                ensure(
+                    !given,
+                    &key(name),
+                    "goes with kind = \"encoder\"; a head reads the teacher's vectors",
+                )?;
             }
             ensure(student.dim.is_some(), &key("name"), "a head needs `dim`")?;
         }
@@ -171,7 +194,11 @@ fn earlier_head<'a>(spec: &'a JobSpec, student: &StudentSpec, name: &str) -> Opt
 fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&str; 4]) -> Check {
     let key = |name| [at[0], at[1], at[2], at[3], name];
     ensure(phase.steps.is_some() || phase.epochs.is_some(), &key("data"), "give `steps` or `epochs`")?;
-    ensure(phase.steps.is_none() || phase.epochs.is_none(), &key("epochs"), "give `steps` or `epochs`, not both")?;
+    ensure(
+        phase.steps.is_none() || phase.epochs.is_none(),
+        &key("epochs"),
+        "give `steps` or `epochs`, not both",
+    )?;
     within(phase.steps.unwrap_or(1), 1, u32::MAX, &key("steps"))?;
     let epochs = phase.epochs.unwrap_or(1.0);
     ensure(epochs > 0.0 && epochs <= 10_000.0, &key("epochs"), "must be above 0 and at most 10000")?;
@@ -212,7 +239,11 @@ fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&
         check_loss(phase, loss, &key("loss"))?;
         let embedding = matches!(loss.kind, LossKind::EmbeddingMse | LossKind::EmbeddingCosine);
         let same = head.is_none_or(|head| head.dim == student.dim);
-        ensure(!embedding || same, &key("signal"), "an embedding loss needs a signal of the student's own `dim`")?;
+        ensure(
+            !embedding || same,
+            &key("signal"),
+            "an embedding loss needs a signal of the student's own `dim`",
+        )?;
         let reduced = teacher && student.dim.is_some();
         let message = "the teacher's vectors have more dimensions: name an earlier head of the same `dim`";
         ensure(!(embedding && reduced), &key("signal"), message)?;
@@ -235,9 +266,17 @@ fn check_loss(phase: &PhaseSpec, loss: &LossSpec, at: &[&str]) -> Check {
         format!("{name}: temperatures must be above 0"),
     )?;
     let pairs = matches!(loss.kind, LossKind::InfoNce | LossKind::Kl | LossKind::MarginMse);
-    ensure(!pairs || phase.data == PhaseData::Queries, at, format!("{name} compares pairs: use data = \"queries\""))?;
+    ensure(
+        !pairs || phase.data == PhaseData::Queries,
+        at,
+        format!("{name} compares pairs: use data = \"queries\""),
+    )?;
     let alone = pairs && phase.batch == 1 && phase.negatives == 0;
     ensure(!alone, at, format!("{name} has nothing to compare with: raise `batch` or `negatives`"))?;
     let listed = loss.kind == LossKind::MarginMse || loss.scope == Some(LossScope::Listed);
-    ensure(!listed || phase.negatives > 0, at, format!("{name} over listed candidates needs `negatives` above 0"))
+    ensure(
+        !listed || phase.negatives > 0,
+        at,
+        format!("{name} over listed candidates needs `negatives` above 0"),
+    )
 }

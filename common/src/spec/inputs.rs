@@ -78,7 +78,8 @@ impl JobInputs {
         let mut qrels = BTreeMap::new();
         for set in spec.sets.train.iter().chain(&spec.sets.dev).chain(&spec.sets.test) {
             let what = format!("judgements of set {set:?}");
-            let file = find(&what, &corpus, &[format!("qrels/{set}.tsv"), format!("qrels/{set}.tsv.gz")]).await?;
+            let file =
+                find(&what, &corpus, &[format!("qrels/{set}.tsv"), format!("qrels/{set}.tsv.gz")]).await?;
             qrels.insert(set.clone(), file);
         }
         let mut students = BTreeMap::new();
@@ -130,7 +131,9 @@ async fn find(what: &str, folder: &Location, names: &[String]) -> Result<InputFi
         }
         return Ok(InputFile { url: file.to_string(), bytes, sha256: hasher.finish() });
     }
-    let tried: Vec<_> =
-        names.iter().map(|name| folder.join(name).map_or_else(|_| name.clone(), |file| file.to_string())).collect();
+    let tried: Vec<_> = names
+        .iter()
+        .map(|name| folder.join(name).map_or_else(|_| name.clone(), |file| file.to_string()))
+        .collect();
     Err(InputError::Missing { what: what.to_owned(), tried: tried.join(", ") })
 }

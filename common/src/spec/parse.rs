@@ -81,7 +81,8 @@ fn assign(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<(), 
     match table.entry(head).or_insert_with(|| toml::Value::Table(toml::Table::new())) {
         toml::Value::Table(inner) => assign(inner, rest, value),
         toml::Value::Array(items) => {
-            let (which, rest) = rest.split_once('.').ok_or_else(|| format!("{head} is a list: use {head}.NUMBER.KEY"))?;
+            let (which, rest) =
+                rest.split_once('.').ok_or_else(|| format!("{head} is a list: use {head}.NUMBER.KEY"))?;
             let named = |item: &toml::Value| item.get("name").and_then(toml::Value::as_str) == Some(which);
             let position = which.parse().ok().or_else(|| items.iter().position(named));
             match position.and_then(|position: usize| items.get_mut(position)) {
@@ -110,9 +111,9 @@ fn explain(message: &str) -> String {
         return message.to_owned();
     }
     let candidates: Vec<_> = rest.collect();
-    let best = candidates.iter().max_by(|a, b| {
-        strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b))
-    });
+    let best = candidates
+        .iter()
+        .max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b)));
     let what = if message.starts_with("unknown field") { "key" } else { "value" };
     match best {
         Some(best) => format!(
@@ -208,8 +209,9 @@ loss = [{ kind = "info_nce", temperature = 0.05 }]
 
     #[test]
     fn sets_reach_tables_and_students() {
-        let sets = [("corpus.path", "elsewhere"), ("student.head-8.dim", "4"), ("student.0.phase.0.steps", "7")]
-            .map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let sets =
+            [("corpus.path", "elsewhere"), ("student.head-8.dim", "4"), ("student.0.phase.0.steps", "7")]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()));
         let spec = parse(GOOD, "job.toml", &sets).unwrap();
         assert_eq!((spec.corpus.path.as_str(), spec.student[0].dim), ("elsewhere", Some(4)));
         assert_eq!(spec.student[0].phase[0].steps, Some(7));

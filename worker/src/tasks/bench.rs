@@ -52,7 +52,9 @@ impl TaskError {
     /// Whether another try can help.
     pub fn is_retryable(&self) -> bool {
         match self {
-            TaskError::Artifact(ArtifactError::Store(error)) | TaskError::Store(error) => error.is_transient(),
+            TaskError::Artifact(ArtifactError::Store(error)) | TaskError::Store(error) => {
+                error.is_transient()
+            }
             // This worker's disk or this copy is at fault; another worker may do better.
             TaskError::Artifact(ArtifactError::Disk { .. } | ArtifactError::Corrupt { .. })
             | TaskError::Table(TableError::Io { .. })
@@ -145,10 +147,15 @@ impl Workbench<'_> {
     }
 
     /// A JSON part.
-    pub fn json<T: serde::de::DeserializeOwned>(&self, artifact: &ArtifactId, name: &str) -> Result<T, TaskError> {
+    pub fn json<T: serde::de::DeserializeOwned>(
+        &self,
+        artifact: &ArtifactId,
+        name: &str,
+    ) -> Result<T, TaskError> {
         let path = self.part(artifact, name)?;
         let bytes = std::fs::read(&path).map_err(Self::scratch_error(&path))?;
-        serde_json::from_slice(&bytes).map_err(|error| TaskError::Input(format!("{artifact} part {name}: {error}")))
+        serde_json::from_slice(&bytes)
+            .map_err(|error| TaskError::Input(format!("{artifact} part {name}: {error}")))
     }
 
     /// One shard of the corpus.

@@ -129,10 +129,17 @@ pub fn project(
     finish(bench, output, normalize, first_row)
 }
 
-fn finish(bench: &Workbench<'_>, mut vectors: Matrix, normalize: bool, first_row: u64) -> Result<Produced, TaskError> {
+fn finish(
+    bench: &Workbench<'_>,
+    mut vectors: Matrix,
+    normalize: bool,
+    first_row: u64,
+) -> Result<Produced, TaskError> {
     if let Some(at) = vectors.data().iter().position(|value| !value.is_finite()) {
         let row = first_row + (at / vectors.dim().max(1)) as u64;
-        return Err(TaskError::Input(format!("the vector of row {row} is not finite: check the model's weights")));
+        return Err(TaskError::Input(format!(
+            "the vector of row {row} is not finite: check the model's weights"
+        )));
     }
     if normalize {
         vectors.normalize_rows();

@@ -6,7 +6,8 @@ use super::search::load_ranking;
 use super::student::{Student, TOKENIZER};
 use crate::metrics::run::{RankedDocument, Run};
 use crate::model::{
-    EncoderConfig, FileDtype, Head, Input, ParamLayout, Pooling, load_encoder, save_encoder, write_safetensors,
+    EncoderConfig, FileDtype, Head, Input, ParamLayout, Pooling, load_encoder, save_encoder,
+    write_safetensors,
 };
 use crate::tables::Judgement;
 use retort_common::task::Task;
@@ -33,7 +34,8 @@ pub fn student(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError
         Input::Tokens { encoder, pooling } => {
             let length = loaded.layout.entries().iter().filter(|entry| !entry.path.starts_with("head"));
             let length = length.map(|entry| entry.range().end).max().unwrap_or(0);
-            save_encoder(&folder, encoder, &loaded.params[..length], FileDtype::F32).map_err(TaskError::input)?;
+            save_encoder(&folder, encoder, &loaded.params[..length], FileDtype::F32)
+                .map_err(TaskError::input)?;
             (encoder.clone(), *pooling, bench.part(student, TOKENIZER)?)
         }
     };
@@ -130,7 +132,8 @@ fn dense(
         let path = format!("{name}.{suffix}");
         layout.get(&path).or_else(|| layout.entries().iter().find(|entry| entry.path.ends_with(&path)))
     };
-    let entry = find("weight").ok_or_else(|| TaskError::Input(format!("the student has no layer {name:?}")))?;
+    let entry =
+        find("weight").ok_or_else(|| TaskError::Input(format!("the student has no layer {name:?}")))?;
     let columns = entry.len() / rows;
     let flat = &params[entry.range()];
     let at = |i: usize| if entry.transposed { flat[(i % columns) * rows + i / columns] } else { flat[i] };
@@ -209,7 +212,10 @@ pub fn run(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
             let (query, passage) = (&query_ids[&judgement.query], &passage_ids[&judgement.passage]);
             format!("{query} 0 {passage} {}\n", judgement.grade)
         });
-        parts.push((format!("qrels/{set}.qrels"), Content::Bytes(lines.collect::<String>().into_bytes().into())));
+        parts.push((
+            format!("qrels/{set}.qrels"),
+            Content::Bytes(lines.collect::<String>().into_bytes().into()),
+        ));
     }
     let meta = json!({ "files": parts.len() });
     Ok(Produced { parts, meta })

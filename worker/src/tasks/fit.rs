@@ -17,7 +17,9 @@ pub fn pca(bench: &Workbench<'_>, shards: &[ArtifactId]) -> Result<Produced, Tas
     for (at, shard) in shards.iter().enumerate() {
         bench.go_on()?;
         let vectors = read_vectors(&bench.part(shard, VECTORS)?)?;
-        sums.get_or_insert_with(|| PcaAccumulator::new(vectors.dim())).add(&vectors).map_err(TaskError::input)?;
+        sums.get_or_insert_with(|| PcaAccumulator::new(vectors.dim()))
+            .add(&vectors)
+            .map_err(TaskError::input)?;
         bench.progress.progress(at as u64 + 1, shards.len() as u64, "");
     }
     let sums = sums.ok_or_else(|| TaskError::Input("there are no vectors to fit".to_owned()))?;

@@ -139,8 +139,11 @@ pub fn for_each_line(
 
 /// A folder with the model's three files under their usual names, each verified.
 pub fn model_folder(bench: &Workbench<'_>, files: &ModelFiles) -> Result<PathBuf, TaskError> {
-    let named =
-        [("config.json", &files.config), ("model.safetensors", &files.weights), ("tokenizer.json", &files.tokenizer)];
+    let named = [
+        ("config.json", &files.config),
+        ("model.safetensors", &files.weights),
+        ("tokenizer.json", &files.tokenizer),
+    ];
     let mut paths = Vec::new();
     for (_, file) in named {
         paths.push(local_copy(bench, file)?);

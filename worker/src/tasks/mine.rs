@@ -67,10 +67,8 @@ pub fn mine(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
     let path = bench.scratch(NEGATIVES);
     write_negatives(&path, &rows)?;
     let report = serde_json::to_vec_pretty(&audit).map_err(TaskError::input)?;
-    let parts = vec![
-        (NEGATIVES.to_owned(), Content::File(path)),
-        (AUDIT.to_owned(), Content::Bytes(report.into())),
-    ];
+    let parts =
+        vec![(NEGATIVES.to_owned(), Content::File(path)), (AUDIT.to_owned(), Content::Bytes(report.into()))];
     let meta = json!({
         "queries": audit.queries, "negatives": audit.chosen,
         "short_queries": audit.short_queries, "missing": audit.missing,

@@ -31,7 +31,9 @@ pub fn run(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
         Task::ShardCorpus { .. } => shard::corpus(bench, task),
         Task::ShardQueries { .. } => shard::queries(bench, task),
         Task::Embed { .. } => embed::embed(bench, task),
-        Task::Project { student, vectors, normalize, .. } => embed::project(bench, student, vectors, *normalize),
+        Task::Project { student, vectors, normalize, .. } => {
+            embed::project(bench, student, vectors, *normalize)
+        }
         Task::FitPca { vectors, .. } => fit::pca(bench, vectors),
         Task::FitBm25 { passages } => fit::bm25(bench, passages),
         Task::Search { .. } => search::search(bench, task),

@@ -88,7 +88,8 @@ pub fn order(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
     };
     let store = match tokens {
         Some(tokens) => {
-            let needed = (0..(steps * batch).min(rows * source.variety())).flat_map(|position| order(position).0);
+            let needed =
+                (0..(steps * batch).min(rows * source.variety())).flat_map(|position| order(position).0);
             Some(TokenStore::build(bench, tokens, queries, passages, needed.collect())?)
         }
         None => None,
@@ -204,7 +205,11 @@ impl Source {
                 let mut texts = vec![TextRow::Query(question.row), TextRow::Passage(positive)];
                 for slot in 0..*negatives as u64 {
                     let place = epoch * *negatives as u64 + slot;
-                    let row = if question.negatives.is_empty() { positive } else { turn(&question.negatives, place) };
+                    let row = if question.negatives.is_empty() {
+                        positive
+                    } else {
+                        turn(&question.negatives, place)
+                    };
                     texts.push(TextRow::Passage(row));
                 }
                 (texts, question.positives.clone())
@@ -252,7 +257,10 @@ impl TokenStore {
             bench.go_on()?;
             let rows = bench.passages(passages, shard)?;
             let texts = (rows.first_row..).zip(0..rows.ids.len());
-            add(texts.map(|(row, i)| (TextRow::Passage(row), rows.model_text(i))).collect(), &tokens.passage)?;
+            add(
+                texts.map(|(row, i)| (TextRow::Passage(row), rows.model_text(i))).collect(),
+                &tokens.passage,
+            )?;
             bench.progress.progress(u64::from(shard) + 1, total, "tokens");
         }
         for shard in 0..queries.shards {
@@ -260,7 +268,10 @@ impl TokenStore {
             let texts = (rows.first_row..).zip(rows.texts);
             add(texts.map(|(row, text)| (TextRow::Query(row), text)).collect(), &tokens.query)?;
         }
-        let file = writer.into_inner().map_err(|error| error.into_error()).map_err(Workbench::scratch_error(&path))?;
+        let file = writer
+            .into_inner()
+            .map_err(|error| error.into_error())
+            .map_err(Workbench::scratch_error(&path))?;
         Ok(Self { file, path, places })
     }
 
@@ -375,9 +386,10 @@ impl<'a> OrderReader<'a> {
         };
         Ok(StepRows {
             texts: part.texts[cells.clone()].iter().map(|value| TextRow::decode(*value)).collect(),
-            tokens: part.tokens.as_ref().map_or_else(Vec::new, |(ids, ends)| {
-                cells.map(|at| ids[range(ends, at)].to_vec()).collect()
-            }),
+            tokens: part
+                .tokens
+                .as_ref()
+                .map_or_else(Vec::new, |(ids, ends)| cells.map(|at| ids[range(ends, at)].to_vec()).collect()),
             known_positives: rows.map(|at| part.known[range(&part.known_ends, at)].to_vec()).collect(),
         })
     }

@@ -7,8 +7,8 @@ use super::student::curve;
 use crate::metrics::significance::randomization_test;
 use crate::mining::{Audit, GapHistogram};
 use crate::report::{
-    Comparison, FilterCount, Histogram, Kind, NegativesAudit, Phase, ReportData, Row, Shortfall, StageTime, Training,
-    render_html, render_json, render_table,
+    Comparison, FilterCount, Histogram, Kind, NegativesAudit, Phase, ReportData, Row, Shortfall, StageTime,
+    Training, render_html, render_json, render_table,
 };
 use retort_common::task::{ArtifactId, ReportRow, Task};
 use serde_json::json;
@@ -55,7 +55,8 @@ fn copy(bench: &Workbench<'_>, artifact: &ArtifactId, folder: &str, prefix: &str
 
 /// Everything the report says, and which variant of each row it reports.
 fn gather(bench: &Workbench<'_>, task: &Task) -> Result<(ReportData, Vec<usize>), TaskError> {
-    let Task::Report { job, name, spec_digest, rows, training, negatives, stages, dev, test, metrics } = task else {
+    let Task::Report { job, name, spec_digest, rows, training, negatives, stages, dev, test, metrics } = task
+    else {
         unreachable!("called with its own task")
     };
     let deciding = metrics.first().cloned().unwrap_or_default();
@@ -116,17 +117,28 @@ fn report_row(row: &ReportRow, figures: &Figures, variant: usize) -> Result<Row,
     let variant = &row.variants[variant].name;
     Ok(Row {
         name: row.name.clone(),
-        kind: kind.ok_or_else(|| TaskError::Input(format!("row {:?} is of unknown kind {:?}", row.name, row.kind)))?,
+        kind: kind.ok_or_else(|| {
+            TaskError::Input(format!("row {:?} is of unknown kind {:?}", row.name, row.kind))
+        })?,
         dim: row.dim,
         bytes_per_passage: row.bytes_per_passage,
         variant: (!variant.is_empty()).then(|| variant.clone()),
         metrics: figures.sets.iter().map(|(set, figures)| (set.clone(), figures.means.clone())).collect(),
-        queries: figures.sets.iter().map(|(set, figures)| (set.clone(), figures.queries.len() as u64)).collect(),
+        queries: figures
+            .sets
+            .iter()
+            .map(|(set, figures)| (set.clone(), figures.queries.len() as u64))
+            .collect(),
     })
 }
 
 /// Every student against PCA at its own dimensions, by paired randomisation on every test set.
-fn comparisons(rows: &[Row], figures: &[Figures], test: &[String], metric: &str) -> Result<Vec<Comparison>, TaskError> {
+fn comparisons(
+    rows: &[Row],
+    figures: &[Figures],
+    test: &[String],
+    metric: &str,
+) -> Result<Vec<Comparison>, TaskError> {
     let mut comparisons = Vec::new();
     for (student, own) in rows.iter().zip(figures).filter(|(row, _)| row.kind.is_student()) {
         let same = |row: &Row| row.kind == Kind::Pca && row.dim == student.dim;
@@ -150,7 +162,11 @@ fn comparisons(rows: &[Row], figures: &[Figures], test: &[String], metric: &str)
     Ok(comparisons)
 }
 
-fn training_curves(bench: &Workbench<'_>, student: &str, phases: &[ArtifactId]) -> Result<Training, TaskError> {
+fn training_curves(
+    bench: &Workbench<'_>,
+    student: &str,
+    phases: &[ArtifactId],
+) -> Result<Training, TaskError> {
     let phase = |(number, artifact): (usize, &ArtifactId)| {
         let steps = curve(bench, artifact)?;
         Ok(Phase { name: format!("phase {}", number + 1), signal: String::new(), steps })

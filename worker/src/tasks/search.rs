@@ -109,7 +109,10 @@ fn finish(bench: &Workbench<'_>, lists: &[(u64, Vec<Hit>)]) -> Result<Produced, 
 }
 
 /// The ranked lists of an artifact by question, best first.
-pub fn load_ranking(bench: &Workbench<'_>, artifact: &ArtifactId) -> Result<BTreeMap<u64, Vec<Hit>>, TaskError> {
+pub fn load_ranking(
+    bench: &Workbench<'_>,
+    artifact: &ArtifactId,
+) -> Result<BTreeMap<u64, Vec<Hit>>, TaskError> {
     Ok(read_rankings(&bench.part(artifact, RANKING)?)?)
 }
 

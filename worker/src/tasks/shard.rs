@@ -147,8 +147,7 @@ pub fn queries(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError
     for (set, file) in qrels {
         judged.insert(set.clone(), read_qrels(bench, set, file)?);
     }
-    let wanted: HashSet<&str> =
-        judged.values().flatten().map(|judgement| judgement.query.as_str()).collect();
+    let wanted: HashSet<&str> = judged.values().flatten().map(|judgement| judgement.query.as_str()).collect();
     let mut bad = BadRecords::new(queries, *max_bad_records);
     let mut rows = HashMap::new();
     let (mut shard, mut parts) = (QueryShard::default(), Vec::new());
@@ -165,7 +164,8 @@ pub fn queries(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError
             return Ok(());
         }
         if rows.insert(record._id.clone(), rows.len() as u64).is_some() {
-            let reason = format!("{}:{line}: _id {:?} stands in the file twice; remove one", queries.url, record._id);
+            let reason =
+                format!("{}:{line}: _id {:?} stands in the file twice; remove one", queries.url, record._id);
             return Err(TaskError::Input(reason));
         }
         let answers = record.metadata.and_then(|metadata| metadata.answers).unwrap_or_default();
@@ -225,7 +225,9 @@ fn read_qrels(bench: &Workbench<'_>, set: &str, file: &InputFile) -> Result<Vec<
         let columns: Vec<_> = text.split('\t').collect();
         let [query, passage, grade] = columns[..] else {
             let found = columns.len();
-            return Err(fail(format!("{found} columns; query-id, corpus-id and score are expected, with tabs")));
+            return Err(fail(format!(
+                "{found} columns; query-id, corpus-id and score are expected, with tabs"
+            )));
         };
         if line == 1 && grade.parse::<i64>().is_err() {
             return Ok(());
@@ -278,15 +280,21 @@ fn resolve(
         let mut best = BTreeMap::<u64, i64>::new();
         for RawJudgement { line, query, passage, grade } in raw {
             let unknown = |what: &str, id: &str, place: &str| {
-                TaskError::Input(format!("{url}:{line}: {what} {id:?} does not stand in {place}; remove the line or add it"))
+                TaskError::Input(format!(
+                    "{url}:{line}: {what} {id:?} does not stand in {place}; remove the line or add it"
+                ))
             };
-            let query_row =
-                *query_rows.get(query).ok_or_else(|| unknown("question", query, &queries.url))?;
+            let query_row = *query_rows.get(query).ok_or_else(|| unknown("question", query, &queries.url))?;
             let passage_row =
                 *passage_rows.get(passage).ok_or_else(|| unknown("passage", passage, "the corpus"))?;
             let most = best.entry(query_row).or_insert(*grade);
             *most = (*most).max(*grade);
-            judgements.push(Judgement { set: set.clone(), query: query_row, passage: passage_row, grade: *grade });
+            judgements.push(Judgement {
+                set: set.clone(),
+                query: query_row,
+                passage: passage_row,
+                grade: *grade,
+            });
         }
         if let Some((row, _)) = best.iter().find(|(_, grade)| **grade <= 0) {
             let id = query_rows.iter().find(|(_, other)| *other == row).map_or("?", |(id, _)| id);

@@ -12,7 +12,7 @@ use super::order::{OrderReader, StepRows, TextRow};
 use super::student::{CURVE, SHAPE, Student, StudentShape, TOKENIZER, WEIGHTS};
 use crate::losses::{self, Objective, Similarity, Teacher};
 use crate::matrix::Matrix;
-use crate::model::{Batch, Head, Input, Tower, TowerConfig, FileDtype, load_encoder, write_parameters};
+use crate::model::{Batch, FileDtype, Head, Input, Tower, TowerConfig, load_encoder, write_parameters};
 use crate::optimizer::{AdamW, AdamWConfig, Schedule, ScheduleKind, clip_global_norm};
 use crate::report::StepPoint;
 use crate::text::{TokenBatch, Tokenizer};
@@ -108,7 +108,8 @@ fn begin(
             let folder = model_folder(bench, files)?;
             let layers: Option<Vec<usize>> =
                 layers.as_ref().map(|layers| layers.iter().map(|layer| *layer as usize).collect());
-            let (encoder, encoder_params) = load_encoder(&folder, layers.as_deref()).map_err(TaskError::input)?;
+            let (encoder, encoder_params) =
+                load_encoder(&folder, layers.as_deref()).map_err(TaskError::input)?;
             // The rows hold its token ids already; here both sides are known.
             let tokenizer = folder.join("tokenizer.json");
             Tokenizer::load(&tokenizer, encoder.vocabulary_size).map_err(TaskError::input)?;
@@ -135,7 +136,8 @@ fn start_projection(
         ProjectionStart::Random => return Ok(()),
         ProjectionStart::Pca { pca } => {
             let pca = load_pca(bench, pca)?;
-            let values = pca.components.iter().take(tower.dim() * pca.dim).map(|value| *value as f32).collect();
+            let values =
+                pca.components.iter().take(tower.dim() * pca.dim).map(|value| *value as f32).collect();
             if tower.dim() > pca.dim {
                 return Err(TaskError::Input(format!(
                     "dim = {} is more than the teacher's {}: PCA cannot start it; use init = \"random\"",
@@ -356,7 +358,11 @@ impl Trainer<'_> {
 
     /// The loss of the gathered vectors [texts, dim] and its gradient for them.
     #[allow(clippy::type_complexity)]
-    fn loss(&self, rows: &StepRows, vectors: &Matrix) -> Result<(f64, Vec<(String, f64)>, Matrix), TaskError> {
+    fn loss(
+        &self,
+        rows: &StepRows,
+        vectors: &Matrix,
+    ) -> Result<(f64, Vec<(String, f64)>, Matrix), TaskError> {
         let width = rows.texts.len() / rows.known_positives.len();
         // Single texts stand on both sides of the batch; only the side of the questions is compared.
         let single = width == 1;
@@ -414,7 +420,8 @@ fn select(matrix: &Matrix, rows: &[usize]) -> Matrix {
 }
 
 fn only_queries(term: &mut losses::LossSpec) {
-    if let losses::LossSpec::EmbeddingMse { side, .. } | losses::LossSpec::EmbeddingCosine { side, .. } = term {
+    if let losses::LossSpec::EmbeddingMse { side, .. } | losses::LossSpec::EmbeddingCosine { side, .. } = term
+    {
         *side = losses::Side::Queries;
     }
 }

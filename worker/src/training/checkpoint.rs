@@ -101,7 +101,9 @@ impl<'a> Checkpoints<'a> {
             match self.load(manifest, parameters) {
                 Ok(checkpoint) => return Ok(Some(checkpoint)),
                 Err(error) if error.is_retryable() => return Err(error),
-                Err(error) => self.bench.progress.log(&format!("checkpoint {manifest} is not usable: {error}")),
+                Err(error) => {
+                    self.bench.progress.log(&format!("checkpoint {manifest} is not usable: {error}"))
+                }
             }
         }
         Ok(None)

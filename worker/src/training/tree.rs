@@ -31,7 +31,8 @@ impl TreeSum {
     }
 
     fn join(&mut self) {
-        if let (Some((right_leaves, right)), Some((left_leaves, left))) = (self.partial.pop(), self.partial.last_mut())
+        if let (Some((right_leaves, right)), Some((left_leaves, left))) =
+            (self.partial.pop(), self.partial.last_mut())
         {
             left.iter_mut().zip(right).for_each(|(a, b)| *a += b);
             *left_leaves += right_leaves;
