@@ -362,6 +362,8 @@ pub enum Task {
         negatives: Option<ArtifactId>,
         /// How many of them each row takes.
         negatives_per_row: u32,
+        /// Passages drawn from the corpus for each row.
+        corpus_samples: u32,
         /// Rows in a global batch.
         batch: u32,
         /// Steps, or passes over the data.

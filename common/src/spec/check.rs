@@ -19,6 +19,7 @@ type Check = Result<(), ContradictionError>;
 const LARGEST_COUNT: u32 = 1 << 20;
 const LARGEST_DIM: u32 = 1 << 16;
 const LARGEST_TOKENS: u32 = 8192;
+const MOST_SAMPLES: u32 = 1024;
 
 fn ensure(holds: bool, path: &[&str], message: impl Into<String>) -> Check {
     if holds {
@@ -221,6 +222,7 @@ fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&
     match phase.data {
         PhaseData::Texts => {
             ensure(phase.negatives == 0, &key("negatives"), "goes with data = \"queries\"")?;
+            ensure(phase.corpus_samples == 0, &key("corpus_samples"), "goes with data = \"queries\"")?;
             ensure(
                 student.kind == StudentKind::Encoder,
                 &key("data"),
@@ -232,6 +234,7 @@ fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&
             let most = spec.mining.per_query;
             let message = format!("mining keeps only mining.per_query = {most}");
             ensure(phase.negatives <= most, &key("negatives"), message)?;
+            within(phase.corpus_samples, 0, MOST_SAMPLES, &key("corpus_samples"))?;
         }
     }
     ensure(!phase.loss.is_empty(), &key("loss"), "needs at least one term, e.g. [{ kind = \"kl\" }]")?;
@@ -271,7 +274,7 @@ fn check_loss(phase: &PhaseSpec, loss: &LossSpec, at: &[&str]) -> Check {
         at,
         format!("{name} compares pairs: use data = \"queries\""),
     )?;
-    let alone = pairs && phase.batch == 1 && phase.negatives == 0;
+    let alone = pairs && phase.batch == 1 && phase.negatives + phase.corpus_samples == 0;
     ensure(!alone, at, format!("{name} has nothing to compare with: raise `batch` or `negatives`"))?;
     let listed = loss.kind == LossKind::MarginMse || loss.scope == Some(LossScope::Listed);
     ensure(

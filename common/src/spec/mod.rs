@@ -263,6 +263,10 @@ pub struct PhaseSpec {
     /// Mined negatives beside each question's positive (data = "queries").
     #[serde(default)]
     pub negatives: u32,
+    /// Passages drawn from the whole corpus beside each question's own (data = "queries"): candidates for the signal
+    /// to score that need no label.
+    #[serde(default)]
+    pub corpus_samples: u32,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Share of the steps over which the learning rate rises.

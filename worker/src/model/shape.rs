@@ -194,15 +194,15 @@ impl TowerConfig {
         initial_params(&self.layout(), seed)
     }
 
-    /// Puts `weight`, of shape [dim, input] such as PCA's components, in the place of a linear head's weight; a bias
-    /// is left as it is.
-    pub fn set_head_weight(&self, params: &mut [f32], weight: &Matrix) -> Result<(), TowerError> {
+    /// Puts `weight`, of shape [dim, input] such as PCA's components, and `bias`, empty for a head without one, in the
+    /// place of a linear head's.
+    pub fn set_head(&self, params: &mut [f32], weight: &Matrix, bias: &[f32]) -> Result<(), TowerError> {
         let found = [weight.rows(), weight.dim()];
-        let Head::Linear { dim, .. } = self.head else {
+        let Head::Linear { dim, bias: has_bias } = self.head else {
             return Err(TowerError::Head { found, expected: "no linear layer".to_owned() });
         };
         let input = self.head_input();
-        if found != [dim, input] {
+        if found != [dim, input] || bias.len() != if has_bias { dim } else { 0 } {
             return Err(TowerError::Head { found, expected: format!("{:?}", [dim, input]) });
         }
         let layout = self.layout();
@@ -215,6 +215,9 @@ impl TowerConfig {
             for (index, value) in row.iter().enumerate() {
                 target[index * dim + output] = *value;
             }
+        }
+        if let Some(entry) = layout.get("head.bias") {
+            params[entry.range()].copy_from_slice(bias);
         }
         Ok(())
     }

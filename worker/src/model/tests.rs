@@ -156,11 +156,11 @@ fn a_head_takes_pca_components() {
     let config = TowerConfig { input: Input::Vectors { dim: 3 }, head: Head::Linear { dim: 2, bias: true } };
     let mut params = config.initial_params(1);
     let components = Matrix::new(2, 3, vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-    config.set_head_weight(&mut params, &components).unwrap();
+    config.set_head(&mut params, &components, &[1.0, 2.0]).unwrap();
     let tower = Tower::new(config.clone(), &params, &Device::flex()).unwrap();
     let found = tower.encode(&Batch::Vectors(Matrix::new(1, 3, vec![1.0, 10.0, 100.0]))).unwrap();
-    assert_eq!(found.data(), [321.0, 654.0]);
-    let message = config.set_head_weight(&mut params, &Matrix::zeros(3, 2)).unwrap_err().to_string();
+    assert_eq!(found.data(), [322.0, 656.0]);
+    let message = config.set_head(&mut params, &Matrix::zeros(3, 2), &[]).unwrap_err().to_string();
     assert!(message.contains("[3, 2]") && message.contains("[2, 3]"), "{message}");
 }
 

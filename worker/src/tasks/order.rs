@@ -84,12 +84,12 @@ pub fn order(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
     let order = |position: u64| {
         let (epoch, at) = (position / rows, position % rows);
         let row = Permutation::new(rows, *seed, epoch).row(at).expect("the position lies within the epoch");
-        source.row(row, epoch)
+        source.row(row, epoch, position)
     };
     let store = match tokens {
         Some(tokens) => {
             let needed =
-                (0..(steps * batch).min(rows * source.variety())).flat_map(|position| order(position).0);
+                (0..(steps * batch).min(rows.saturating_mul(source.variety()))).flat_map(|position| order(position).0);
             Some(TokenStore::build(bench, tokens, queries, passages, needed.collect())?)
         }
         None => None,
@@ -121,7 +121,26 @@ enum Source {
     /// Every passage, then every training question.
     Texts { passages: u64, queries: Vec<u64> },
     /// Training questions with their positives and negatives.
-    Questions { rows: Vec<Question>, negatives: usize },
+    Questions { rows: Vec<Question>, negatives: usize, samples: Samples },
+}
+
+/// Passages drawn from the whole corpus: seeded permutations of it, one after the other.
+struct Samples {
+    per_row: u64,
+    passages: u64,
+    seed: u64,
+}
+
+impl Samples {
+    /// Those of the row at a position of the order.
+    fn at(&self, position: u64) -> impl Iterator<Item = TextRow> {
+        let places = position * self.per_row..(position + 1) * self.per_row;
+        places.map(|place| {
+            let (round, at) = (place / self.passages, place % self.passages);
+            let row = Permutation::new(self.passages, self.seed, round).row(at);
+            TextRow::Passage(row.expect("the place lies within the round"))
+        })
+    }
 }
 
 struct Question {
@@ -140,7 +159,7 @@ impl Source {
         task: &Task,
         positives: BTreeMap<u64, Vec<u64>>,
     ) -> Result<(Self, serde_json::Value), TaskError> {
-        let Task::Order { negatives, negatives_per_row, .. } = task else {
+        let Task::Order { negatives, negatives_per_row, corpus_samples, passages, seed, .. } = task else {
             unreachable!("called with its own task")
         };
         let mut mined = BTreeMap::<u64, Vec<u64>>::new();
@@ -162,7 +181,9 @@ impl Source {
         // A question with fewer negatives than wanted repeats what it has: repeats are masked in the loss,
         // so nothing is made up. How many do is in the numbers.
         let counts = json!({ "questions": rows.len(), "short_of_negatives": short });
-        Ok((Source::Questions { rows, negatives: wanted }, counts))
+        // Another seed than the order's own, which permutes the questions.
+        let samples = Samples { per_row: u64::from(*corpus_samples), passages: passages.rows, seed: !*seed };
+        Ok((Source::Questions { rows, negatives: wanted, samples }, counts))
     }
 
     fn len(&self) -> u64 {
@@ -176,7 +197,7 @@ impl Source {
     fn width(&self) -> u64 {
         match self {
             Source::Texts { .. } => 1,
-            Source::Questions { negatives, .. } => 2 + *negatives as u64,
+            Source::Questions { negatives, samples, .. } => 2 + *negatives as u64 + samples.per_row,
         }
     }
 
@@ -184,7 +205,8 @@ impl Source {
     fn variety(&self) -> u64 {
         match self {
             Source::Texts { .. } => 1,
-            Source::Questions { rows, negatives } => {
+            Source::Questions { samples, .. } if samples.per_row > 0 => u64::MAX,
+            Source::Questions { rows, negatives, .. } => {
                 let longest = rows.iter().map(|row| row.negatives.len().max(row.positives.len())).max();
                 longest.unwrap_or(1).max(1) as u64 * (*negatives).max(1) as u64
             }
@@ -192,13 +214,13 @@ impl Source {
     }
 
     /// The texts of a row in some epoch, and its known positives. Positives and negatives take turns.
-    fn row(&self, at: u64, epoch: u64) -> (Vec<TextRow>, Vec<u64>) {
+    fn row(&self, at: u64, epoch: u64, position: u64) -> (Vec<TextRow>, Vec<u64>) {
         match self {
             Source::Texts { passages, .. } if at < *passages => (vec![TextRow::Passage(at)], Vec::new()),
             Source::Texts { passages, queries } => {
                 (vec![TextRow::Query(queries[(at - passages) as usize])], Vec::new())
             }
-            Source::Questions { rows, negatives } => {
+            Source::Questions { rows, negatives, samples } => {
                 let question = &rows[at as usize];
                 let turn = |list: &[u64], n: u64| list[(n % list.len() as u64) as usize];
                 let positive = turn(&question.positives, epoch);
@@ -212,6 +234,7 @@ impl Source {
                     };
                     texts.push(TextRow::Passage(row));
                 }
+                texts.extend(samples.at(position));
                 (texts, question.positives.clone())
             }
         }

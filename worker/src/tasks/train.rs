@@ -36,8 +36,14 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
         unreachable!("called with its own task")
     };
     bench.encoders.clear();
-    let (shape, params, tokenizer) = begin(bench, start, *seed)?;
+    let (shape, mut params, tokenizer) = begin(bench, start, *normalize, *seed)?;
     let mut reader = OrderReader::open(bench, order)?;
+    if let StudentStart::Encoder { dim: Some(_), init, .. } = start
+        && *init != ProjectionStart::Random
+        && *normalize
+    {
+        scale_projection(bench, &shape.tower, &mut params, &reader.step(0)?)?;
+    }
     let signal_vectors = Rc::new(Vectors::open(bench, signal)?);
     let inputs = match inputs {
         // A head's own input is mostly its signal, too: its files are opened once.
@@ -83,6 +89,7 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
 fn begin(
     bench: &Workbench<'_>,
     start: &StudentStart,
+    normalize: bool,
     seed: u64,
 ) -> Result<(StudentShape, Vec<f32>, Option<PathBuf>), TaskError> {
     match start {
@@ -96,12 +103,12 @@ fn begin(
             let dim = *dim as usize;
             let head = match hidden {
                 Some(hidden) => Head::Mlp { hidden: *hidden as usize, dim },
-                None => Head::Linear { dim, bias: false },
+                None => Head::Linear { dim, bias: true },
             };
             let tower = TowerConfig { input: Input::Vectors { dim: *input as usize }, head };
             tower.validate().map_err(TaskError::input)?;
             let mut params = tower.initial_params(seed);
-            start_projection(bench, &tower, &mut params, init)?;
+            start_projection(bench, &tower, &mut params, init, normalize)?;
             Ok((StudentShape { tower }, params, None))
         }
         StudentStart::Encoder { files, layers, pooling: kind, dim, init } => {
@@ -113,54 +120,85 @@ fn begin(
             // The rows hold its token ids already; here both sides are known.
             let tokenizer = folder.join("tokenizer.json");
             Tokenizer::load(&tokenizer, encoder.vocabulary_size).map_err(TaskError::input)?;
-            let head = dim.map_or(Head::None, |dim| Head::Linear { dim: dim as usize, bias: false });
+            let head = dim.map_or(Head::None, |dim| Head::Linear { dim: dim as usize, bias: true });
             let tower = TowerConfig { input: Input::Tokens { encoder, pooling: pooling(*kind) }, head };
             // The head's parameters follow the encoder's in the canonical order.
             let mut params = tower.initial_params(seed);
             params[..encoder_params.len()].copy_from_slice(&encoder_params);
             if dim.is_some() {
-                start_projection(bench, &tower, &mut params, init)?;
+                start_projection(bench, &tower, &mut params, init, normalize)?;
             }
             Ok((StudentShape { tower }, params, Some(folder.join("tokenizer.json"))))
         }
     }
 }
 
+/// Puts the projection's first weights in place. Where scores are cosines, PCA's centring goes into the bias, so
+/// that a head starts exactly as its rival, PCA with renormalisation; with dot products it would change the ranking.
 fn start_projection(
     bench: &Workbench<'_>,
     tower: &TowerConfig,
     params: &mut [f32],
     init: &ProjectionStart,
+    normalize: bool,
 ) -> Result<(), TaskError> {
-    let weight = match init {
+    let (weight, bias) = match init {
         ProjectionStart::Random => return Ok(()),
         ProjectionStart::Pca { pca } => {
             let pca = load_pca(bench, pca)?;
-            let values =
-                pca.components.iter().take(tower.dim() * pca.dim).map(|value| *value as f32).collect();
-            if tower.dim() > pca.dim {
+            let dim = tower.dim();
+            if dim > pca.dim {
                 return Err(TaskError::Input(format!(
-                    "dim = {} is more than the teacher's {}: PCA cannot start it; use init = \"random\"",
-                    tower.dim(),
+                    "dim = {dim} is more than the teacher's {}: PCA cannot start it; use init = \"random\"",
                     pca.dim
                 )));
             }
-            Matrix::new(tower.dim(), pca.dim, values)
+            let components = || pca.components.chunks_exact(pca.dim).take(dim);
+            let centre = |row: &[f64]| -row.iter().zip(&pca.mean).map(|(a, b)| a * b).sum::<f64>() as f32;
+            let bias = components().map(|row| if normalize { centre(row) } else { 0.0 }).collect();
+            let weight = components().flatten().map(|value| *value as f32).collect();
+            (Matrix::new(dim, pca.dim, weight), bias)
         }
-        ProjectionStart::Head { student } => {
-            let head = Student::load(bench, student)?;
-            let entry = head.layout.entries().iter().find(|entry| entry.path.ends_with("weight"));
-            let entry = entry.ok_or_else(|| TaskError::Input(format!("{student} has no linear head")))?;
-            let (rows, columns) = (head.shape.tower.dim(), head.shape.tower.head_input());
-            let flat = &head.params[entry.range()];
-            let at = |i: usize| {
-                let (row, column) = (i / columns, i % columns);
-                if entry.transposed { flat[column * rows + row] } else { flat[i] }
-            };
-            Matrix::new(rows, columns, (0..rows * columns).map(at).collect())
-        }
+        ProjectionStart::Head { student } => linear_head(&Student::load(bench, student)?)
+            .ok_or_else(|| TaskError::Input(format!("{student} has no linear head")))?,
     };
-    tower.set_head_weight(params, &weight).map_err(TaskError::input)
+    tower.set_head(params, &weight, &bias).map_err(TaskError::input)
+}
+
+/// The weight [dim, input] and the bias of a linear head.
+fn linear_head(student: &Student) -> Option<(Matrix, Vec<f32>)> {
+    let values = |path| student.layout.get(path).map(|entry| &student.params[entry.range()]);
+    let (dim, input) = (student.shape.tower.dim(), student.shape.tower.head_input());
+    // The flat vector holds the weight as [input, dim].
+    let flat = values("head.weight")?;
+    let weight = (0..dim * input).map(|i| flat[(i % input) * dim + i / input]).collect();
+    Some((Matrix::new(dim, input, weight), values("head.bias")?.to_vec()))
+}
+
+/// An encoder's pooled vectors are not of unit length like those that its projection was made for. Dividing the
+/// weight by their mean length over the first step's texts makes up for it; the bias keeps its share.
+fn scale_projection(
+    bench: &Workbench<'_>,
+    tower: &TowerConfig,
+    params: &mut [f32],
+    rows: &StepRows,
+) -> Result<(), TaskError> {
+    let pooled = TowerConfig { input: tower.input.clone(), head: Head::None };
+    let encoder = Tower::new(pooled.clone(), &params[..pooled.layout().len()], &bench.device);
+    let encoder = encoder.map_err(TaskError::input)?;
+    let mut lengths = Vec::with_capacity(rows.tokens.len());
+    for ids in &rows.tokens {
+        let batch = Batch::Tokens(TokenBatch::new(&[ids], pad_token_id(tower)));
+        let vector = encoder.encode_training(&batch).map_err(TaskError::input)?;
+        lengths.push(vector.data().iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt());
+    }
+    let mean = lengths.iter().sum::<f64>() / lengths.len().max(1) as f64;
+    if mean > 0.0
+        && let Some(entry) = tower.layout().get("head.weight")
+    {
+        params[entry.range()].iter_mut().for_each(|value| *value = (f64::from(*value) / mean) as f32);
+    }
+    Ok(())
 }
 
 fn pad_token_id(tower: &TowerConfig) -> u32 {

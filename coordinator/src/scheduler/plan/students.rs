@@ -115,6 +115,7 @@ impl Planner<'_, '_> {
             sets: spec.sets.train.clone(),
             negatives: negatives.filter(|_| mined).cloned(),
             negatives_per_row: if mined { phase.negatives } else { 0 },
+            corpus_samples: phase.corpus_samples,
             batch: phase.batch,
             length,
             tokens,
