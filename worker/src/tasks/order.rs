@@ -88,8 +88,8 @@ pub fn order(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
     };
     let store = match tokens {
         Some(tokens) => {
-            let needed =
-                (0..(steps * batch).min(rows.saturating_mul(source.variety()))).flat_map(|position| order(position).0);
+            let needed = (0..(steps * batch).min(rows.saturating_mul(source.variety())))
+                .flat_map(|position| order(position).0);
             Some(TokenStore::build(bench, tokens, queries, passages, needed.collect())?)
         }
         None => None,
