@@ -610,11 +610,12 @@ fn forget_places(value: &mut Value) {
 fn collect_artifacts(value: &Value, found: &mut Vec<ArtifactId>) {
     match value {
         Value::Object(map) => {
-            if map.len() == 2 && map.contains_key("kind") && map.contains_key("task") {
-                if let Ok(artifact) = serde_json::from_value(value.clone()) {
-                    found.push(artifact);
-                    return;
-                }
+            if map.len() == 2
+                && map.contains_key("kind")
+                && let Ok(artifact) = serde_json::from_value(value.clone())
+            {
+                found.push(artifact);
+                return;
             }
             map.values().for_each(|value| collect_artifacts(value, found));
         }

@@ -70,7 +70,7 @@ fn load(bench: &Workbench<'_>, encoder: &Encoder) -> Result<LoadedEncoder, TaskE
     let Input::Tokens { encoder, .. } = &config.input else {
         return Err(TaskError::Input("this model reads vectors and cannot embed text".to_owned()));
     };
-    let (vocabulary, pad) = (encoder.vocabulary_size, encoder.pad_token_id as u32);
+    let (vocabulary, pad) = (encoder.vocabulary_size, encoder.pad_token_id);
     let tokenizer = Tokenizer::load(&tokenizer, vocabulary).map_err(TaskError::input)?;
     let tower = Tower::new(config, &params, &bench.device).map_err(TaskError::input)?;
     Ok(LoadedEncoder { tower, tokenizer, pad_token_id: pad })

@@ -203,7 +203,7 @@ fn scale_projection(
 
 fn pad_token_id(tower: &TowerConfig) -> u32 {
     match &tower.input {
-        Input::Tokens { encoder, .. } => encoder.pad_token_id as u32,
+        Input::Tokens { encoder, .. } => encoder.pad_token_id,
         Input::Vectors { .. } => 0,
     }
 }
