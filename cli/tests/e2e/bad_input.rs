@@ -318,7 +318,7 @@ fn a_corrupt_artifact_is_named_and_mended_as_the_message_says() {
         *last ^= 1;
         fs::write(&path, bytes).unwrap();
     }
-    let line = "run spec.toml --store store --workers 1 --set evaluate.depth=10";
+    let line = "run spec.toml --store store --workers 1 --set evaluate.depth=30";
     let words =
         ["vectors.safetensors", "is corrupt", "delete this artifact's folder and the store's journal"];
     home.retort(line).expect(100, &words);

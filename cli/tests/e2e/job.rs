@@ -149,7 +149,7 @@ fn another_job_on_a_cluster_by_hand_computes_only_what_is_new() {
 
     // Another depth of the lists changes what is searched, and nothing that the students learn from.
     let id = cluster
-        .retort("submit spec.toml --name other --set evaluate.depth=10 --id-only")
+        .retort("submit spec.toml --name other --set evaluate.depth=30 --id-only")
         .expect(0, &["other-"]);
     let id = id.stdout.trim();
     cluster.retort(&format!("wait {id} --for stage=embed")).expect(0, &["stage embed", "is done"]);
