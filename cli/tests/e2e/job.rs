@@ -189,5 +189,5 @@ fn another_job_on_a_cluster_by_hand_computes_only_what_is_new() {
     cluster.retort("wait long --timeout 1s").expect(124, &["goes on"]);
     cluster.retort("cancel long").expect(0, &["CANCELLED"]);
     cluster.retort("wait long").expect(103, &["CANCELLED"]);
-    cluster.retort("submit spec.toml --name last --set evaluate.depth=5 --follow").expect(0, &["SUCCEEDED"]);
+    cluster.retort("submit spec.toml --name last --set evaluate.depth=25 --follow").expect(0, &["SUCCEEDED"]);
 }
