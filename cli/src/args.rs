@@ -38,6 +38,8 @@ pub enum Verb {
     Cancel(CancelArgs),
     /// Start a worker, or list the coordinator's workers.
     Worker(WorkerArgs),
+    /// Look into data sets.
+    Dataset(DatasetArgs),
     /// Start a coordinator.
     Coordinator(CoordinatorArgs),
     /// Print the version.
@@ -296,6 +298,31 @@ pub struct CoordinatorArgs {
     pub tls: Tls,
     #[command(flatten)]
     pub process: Process,
+}
+
+#[derive(Debug, Args)]
+pub struct DatasetArgs {
+    #[command(subcommand)]
+    pub verb: DatasetVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DatasetVerb {
+    /// Tell what files are, count and measure their records, and find what is wrong; exit code 1 if something is.
+    Check(DatasetCheckArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct DatasetCheckArgs {
+    /// Files, folders, globs or URLs of one data set; passages=PATH, queries=PATH or set=PATH says what a file serves
+    /// for where its name does not.
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<String>,
+    /// Format of all these files, e.g. psgs; recognised by content without it.
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
 }
 
 /// What every long-running process has.

@@ -83,10 +83,10 @@ fn dry_run(spec: &JobSpec, inputs: &JobInputs, format: Format) -> anyhow::Result
                 "students: {}",
                 if students.is_empty() { "none".into() } else { students.join(", ") }
             ))?;
-            let JobInputs { corpus, queries, qrels, teacher, students } = inputs;
+            let JobInputs { corpus, teacher, students } = inputs;
             let models =
                 students.values().chain([teacher]).flat_map(|m| [&m.config, &m.weights, &m.tokenizer]);
-            for file in [corpus, queries].into_iter().chain(qrels.values()).chain(models) {
+            for file in corpus.files().chain(models) {
                 output::line(&format!("{}  {:>12} bytes  {}", file.sha256.short(), file.bytes, file.url))?;
             }
             eprintln!("nothing was submitted");

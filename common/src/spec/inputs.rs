@@ -3,6 +3,10 @@
 //! Their digests are part of the job: a worker that reads a file verifies it, so an input that changes in
 //! mid-job is an error and never a silent mixture.
 
+mod corpus;
+
+pub use corpus::{CorpusInputs, DataFile};
+
 use super::JobSpec;
 use crate::ids::{Digest, Hasher};
 use crate::store::{Location, StoreError};
@@ -38,12 +42,8 @@ pub struct ModelFiles {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobInputs {
-    /// The passages.
-    pub corpus: InputFile,
-    /// The questions.
-    pub queries: InputFile,
-    /// The judgements, by set.
-    pub qrels: BTreeMap<String, InputFile>,
+    /// The passages, questions and judgements.
+    pub corpus: CorpusInputs,
     /// The teacher.
     pub teacher: ModelFiles,
     /// Models that encoder students start from, by student name.
@@ -74,14 +74,6 @@ pub enum InputError {
 impl JobInputs {
     /// Finds and hashes every file that `spec` names; relative paths start at `base`.
     pub async fn collect(spec: &JobSpec, base: &Location) -> Result<Self, InputError> {
-        let corpus = base.join(&spec.corpus.path).map_err(|source| read("corpus.path", source))?;
-        let mut qrels = BTreeMap::new();
-        for set in spec.sets.train.iter().chain(&spec.sets.dev).chain(&spec.sets.test) {
-            let what = format!("judgements of set {set:?}");
-            let file =
-                find(&what, &corpus, &[format!("qrels/{set}.tsv"), format!("qrels/{set}.tsv.gz")]).await?;
-            qrels.insert(set.clone(), file);
-        }
         let mut students = BTreeMap::new();
         for student in &spec.student {
             if let Some(model) = &student.model {
@@ -90,17 +82,11 @@ impl JobInputs {
             }
         }
         Ok(Self {
-            corpus: find("corpus", &corpus, &names("corpus.jsonl")).await?,
-            queries: find("queries", &corpus, &names("queries.jsonl")).await?,
-            qrels,
+            corpus: CorpusInputs::collect(spec, base).await?,
             teacher: model_files("teacher", base, &spec.teacher.model).await?,
             students,
         })
     }
-}
-
-fn names(plain: &str) -> [String; 2] {
-    [plain.to_owned(), format!("{plain}.gz")]
 }
 
 fn read(what: &str, source: StoreError) -> InputError {
@@ -122,18 +108,26 @@ async fn find(what: &str, folder: &Location, names: &[String]) -> Result<InputFi
     let fail = |source| read(what, source);
     for name in names {
         let file = folder.join(name).map_err(fail)?;
-        let Some(mut stream) = file.stream().await.map_err(fail)? else { continue };
-        let (mut hasher, mut bytes) = (Hasher::default(), 0);
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(fail)?;
-            hasher.update(&chunk);
-            bytes += chunk.len() as u64;
+        if let Some(file) = hash(what, &file).await? {
+            return Ok(file);
         }
-        return Ok(InputFile { url: file.to_string(), bytes, sha256: hasher.finish() });
     }
     let tried: Vec<_> = names
         .iter()
         .map(|name| folder.join(name).map_or_else(|_| name.clone(), |file| file.to_string()))
         .collect();
     Err(InputError::Missing { what: what.to_owned(), tried: tried.join(", ") })
+}
+
+/// Hashes a file, if it is there.
+async fn hash(what: &str, location: &Location) -> Result<Option<InputFile>, InputError> {
+    let fail = |source| read(what, source);
+    let Some(mut stream) = location.stream().await.map_err(fail)? else { return Ok(None) };
+    let (mut hasher, mut bytes) = (Hasher::default(), 0);
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(fail)?;
+        hasher.update(&chunk);
+        bytes += chunk.len() as u64;
+    }
+    Ok(Some(InputFile { url: location.to_string(), bytes, sha256: hasher.finish() }))
 }

@@ -9,7 +9,7 @@ use crate::model::{
     EncoderConfig, FileDtype, Head, Input, ParamLayout, Pooling, load_encoder, save_encoder,
     write_safetensors,
 };
-use crate::tables::Judgement;
+use crate::tables::{Judgement, NO_PASSAGE};
 use retort_common::task::Task;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -183,13 +183,15 @@ pub fn run(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
     };
     let lists = load_ranking(bench, run)?;
     let judgements = bench.judgements(queries, sets)?;
+    let is_judged = |judgement: &&Judgement| judgement.passage != NO_PASSAGE;
     let asked = judgements.iter().map(|judgement| judgement.query).collect();
     let query_ids = ids(bench, queries.shards, &asked, |shard| {
         let shard = bench.queries(queries, shard)?;
         Ok((shard.first_row, shard.ids))
     })?;
     let found = lists.values().flatten().map(|hit| hit.row);
-    let found = found.chain(judgements.iter().map(|judgement| judgement.passage)).collect();
+    let judged = judgements.iter().filter(is_judged).map(|judgement| judgement.passage);
+    let found = found.chain(judged).collect();
     let passage_ids = ids(bench, passages.shards, &found, |shard| {
         let shard = bench.passages(passages, shard)?;
         Ok((shard.first_row, shard.ids))
@@ -208,7 +210,7 @@ pub fn run(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
         let mut bytes = Vec::new();
         exported.write_trec(&format!("{name}.{set}.trec"), name, &mut bytes).map_err(TaskError::input)?;
         parts.push((format!("runs/{name}.{set}.trec"), Content::Bytes(bytes.into())));
-        let lines = own.iter().map(|judgement| {
+        let lines = own.iter().copied().filter(is_judged).map(|judgement| {
             let (query, passage) = (&query_ids[&judgement.query], &passage_ids[&judgement.passage]);
             format!("{query} 0 {passage} {}\n", judgement.grade)
         });
