@@ -2,6 +2,7 @@
 //!
 //! - [`args`]: the command line
 //! - [`verbs`]: the client's verbs
+//! - [`dataset`]: a look into data sets, without a cluster
 //! - [`run`]: a whole cluster on this machine, for one job
 //! - [`serve`]: the coordinator's and the worker's process
 //! - [`config`]: where the coordinator is
@@ -10,6 +11,7 @@
 
 mod args;
 mod config;
+mod dataset;
 mod exit;
 mod output;
 mod run;
@@ -64,6 +66,7 @@ async fn dispatch(verb: Verb) -> anyhow::Result<Exit> {
             Some(WorkerVerb::List(list)) => verbs::worker_list(list, &args.start.connect).await,
             None => serve::worker(args.start).await,
         },
+        Verb::Dataset(args) => dataset::dataset(args).await,
         Verb::Coordinator(args) => serve::coordinator(args).await,
         Verb::Version => {
             output::line(&format!("retort {}", env!("CARGO_PKG_VERSION")))?;
