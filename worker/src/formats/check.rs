@@ -1,6 +1,6 @@
 //! What a data set holds and what is wrong with it: counts, lengths, duplicates, ids that lead nowhere.
 
-use super::read::{ReadError, read_source};
+use super::read::read_source;
 use super::recognise::{Layout, SAMPLE_BYTES, recognise, role_of};
 use super::record::{Candidate, Example, Question, Record, Role, question_id};
 use super::source::Source;
@@ -229,13 +229,12 @@ impl Checker {
                         problems.add("bad records", || format!("line {line}: {reason}"));
                     }
                 }
-                Ok::<(), ()>(())
+                Ok::<(), String>(())
             })
         });
         own.questions = met.len() as u64;
         match outcome {
             Some(Ok(summary)) => own.bytes = summary.bytes,
-            Some(Err(ReadError::Refused { .. })) => unreachable!("nothing is refused"),
             Some(Err(error)) => self.report.problems.push(error.to_string()),
             None => self.report.problems.push(format!("{name}: could not be opened a second time")),
         }

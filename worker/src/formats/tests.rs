@@ -15,7 +15,7 @@ fn records(bytes: &[u8], format: Option<FileFormat>, role: Role) -> Result<(File
             Ok(record) => show(&record),
             Err(reason) => format!("FILE:{line}: {reason}"),
         });
-        Ok::<(), ()>(())
+        Ok::<(), String>(())
     });
     match outcome {
         Ok(summary) => Ok((summary.layout.format, lines)),

@@ -88,7 +88,7 @@ fn given_lists(bench: &Workbench<'_>, queries: &Table) -> Result<BTreeMap<u64, V
         lists.entry(row.query).or_default().push(Hit { row: row.passage, score: row.score as f32 });
     }
     if lists.is_empty() {
-        let message = "mining.from names "given", and the training sets bring no negatives; leave it out";
+        let message = "mining.from names \"given\", and the training sets bring no negatives; leave it out";
         return Err(TaskError::Input(message.to_owned()));
     }
     Ok(lists)
