@@ -1,7 +1,7 @@
 //! Losses between student and teacher vectors, with or without a learnt projection between them.
 
 use super::Scalar;
-use super::matmul::{self, Sizes, Write};
+use crate::matmul::{self, Sizes, Write};
 use super::scalar::dot;
 
 /// How a student's vector is held against the teacher's.

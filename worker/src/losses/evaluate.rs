@@ -3,7 +3,7 @@
 use super::batch::{Batch, BatchError, Teacher};
 use super::embedding::{self, Distance, Pairs, Projection};
 use super::masks::Columns;
-use super::matmul::{self, Sizes, Write};
+use crate::matmul::{self, Sizes, Write};
 use super::rows::{self, Divergence};
 use super::scalar::{Scalar, add_scaled, dot};
 use super::spec::{Dims, LossSpec, Objective, Scope, SpecError};
