@@ -93,8 +93,7 @@ impl WithSimd for Assign<'_> {
             let mut at = [simd.splat_u32s(0); REGISTERS];
             let mut number = 0;
             for (group, offset) in groups.chunks_exact(ROWS * dim).zip(offsets.as_chunks::<ROWS>().0) {
-                let mut tile: Tile<f32, S> =
-                    std::array::from_fn(|i| [simd.splat_f32s(offset[i]); REGISTERS]);
+                let mut tile: Tile<f32, S> = std::array::from_fn(|i| [simd.splat_f32s(offset[i]); REGISTERS]);
                 multiply::<S, f32>(simd, group, panel, &mut tile);
                 for scores in &tile {
                     let this = simd.splat_u32s(number);

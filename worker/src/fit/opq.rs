@@ -44,7 +44,8 @@ pub fn train_opq(
         let codes = trained.encode(&rotated, threads);
         let mut target = products(&trained, &codes, vectors, threads);
         // A little of the rotation so far decides where the vectors do not.
-        let pull = 1e-3 * target.iter().zip(&rotation).map(|(m, r)| f64::from(m * r)).sum::<f64>() / dim as f64;
+        let pull =
+            1e-3 * target.iter().zip(&rotation).map(|(m, r)| f64::from(m * r)).sum::<f64>() / dim as f64;
         target.iter_mut().zip(&rotation).for_each(|(m, r)| *m += pull.max(0.0) as f32 * r);
         if let Some(nearest) = nearest_rotation(&target, dim) {
             rotation = nearest;
@@ -52,8 +53,7 @@ pub fn train_opq(
         pq = Some(trained);
     }
     let rotated = rotate(&rotation, vectors, threads)?;
-    let pq =
-        ProductQuantizer::train(&rotated, subquantizers, pq.as_ref(), kmeans::ROUNDS, seed, threads)?;
+    let pq = ProductQuantizer::train(&rotated, subquantizers, pq.as_ref(), kmeans::ROUNDS, seed, threads)?;
     Ok((AffineMap::new(dim, rotation, vec![0.0; dim], false)?, pq))
 }
 
@@ -174,25 +174,21 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_helps_where_dimensions_go_together() {
-        // Parts of two dimensions, of which the first four dimensions hold nearly everything, mixed.
+    fn a_rotation_helps_where_parts_differ() {
+        // One of four parts holds nearly everything, so that plain parts leave three codebooks idle.
         let (rows, dim) = (1500, 8);
-        let (base, mix) = (random(rows, dim, 1), random(dim, dim, 2));
-        let mut vectors = Matrix::zeros(rows, dim);
+        let mut vectors = random(rows, dim, 1);
         for i in 0..rows {
-            for j in 0..dim {
-                let weight = |l: usize| if l < 4 { 1.0 } else { 0.05 };
-                vectors.row_mut(i)[j] = (0..dim).map(|l| base.row(i)[l] * weight(l) * mix.row(j)[l]).sum();
-            }
+            vectors.row_mut(i)[2..].iter_mut().for_each(|x| *x *= 0.01);
         }
-        let (map, pq) = train_opq(&vectors, 4, 8, 3, 1).unwrap();
-        assert_eq!((map.clone(), pq.clone()), train_opq(&vectors, 4, 8, 3, 3).unwrap());
+        let (map, pq) = train_opq(&vectors, 4, 4, 3, 1).unwrap();
+        assert_eq!((map.clone(), pq.clone()), train_opq(&vectors, 4, 4, 3, 3).unwrap());
         assert!(orthogonality(map.weight(), dim) < 1e-5);
         let rotated = map.apply(&vectors, 1);
         let with = error(&rotated, &pq.decode(&pq.encode(&rotated, 1)));
         let plain = ProductQuantizer::train(&vectors, 4, None, 25, 3, 1).unwrap();
         let without = error(&vectors, &plain.decode(&plain.encode(&vectors, 1)));
-        assert!(with < 0.7 * without, "{with} {without}");
+        assert!(with < 0.5 * without, "{with} {without}");
         assert!(train_opq(&vectors, 3, 1, 1, 1).is_err());
         // Vectors of rank one leave most of the rotation open.
         let flat = Matrix::new(300, 2, (0..600).map(|i| (i / 2) as f32).collect());

@@ -12,7 +12,9 @@ use std::path::Path;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QuantizerError {
     /// Parts of unequal size.
-    #[error("{subquantizers} sub-quantisers do not divide {dim} dimensions: take a divisor, or reduce by PCA first")]
+    #[error(
+        "{subquantizers} sub-quantisers do not divide {dim} dimensions: take a divisor, or reduce by PCA first"
+    )]
     Division {
         /// Dimensions of the vectors.
         dim: usize,
@@ -20,7 +22,9 @@ pub enum QuantizerError {
         subquantizers: usize,
     },
     /// Too little to learn from.
-    #[error("a quantiser needs at least {needed} vectors to be fitted, there are {got} vectors: give it more")]
+    #[error(
+        "a quantiser needs at least {needed} vectors to be fitted, there are {got} vectors: give it more"
+    )]
     TooFewVectors {
         /// Vectors there.
         got: usize,
@@ -34,7 +38,9 @@ pub enum QuantizerError {
         row: usize,
     },
     /// Vectors of another space.
-    #[error("the quantiser reads {expected} dimensions and the vectors have {got}: give it vectors of the model it was fitted to")]
+    #[error(
+        "the quantiser reads {expected} dimensions and the vectors have {got}: give it vectors of the model it was fitted to"
+    )]
     Dimensions {
         /// What it reads.
         expected: usize,
@@ -42,7 +48,9 @@ pub enum QuantizerError {
         got: usize,
     },
     /// Codes of another quantiser.
-    #[error("the quantiser writes {expected} bytes a passage and the codes have {got}: they belong to another one")]
+    #[error(
+        "the quantiser writes {expected} bytes a passage and the codes have {got}: they belong to another one"
+    )]
     CodeBytes {
         /// What it writes.
         expected: usize,
@@ -186,9 +194,17 @@ impl AffineMap {
         parallel::for_each_chunk(threads, images.data_mut(), BLOCK_ROWS * output, |at, images| {
             let rows = images.len() / output;
             let block = &vectors.data()[at * BLOCK_ROWS * input..][..rows * input];
-            let moved: Vec<f32> =
-                block.chunks_exact(input).flat_map(|x| x.iter().zip(&self.offset).map(|(x, o)| x - o)).collect();
-            matmul::nt(Sizes { m: rows, n: output, k: input }, &moved, &self.weight, images, Write::Overwrite);
+            let moved: Vec<f32> = block
+                .chunks_exact(input)
+                .flat_map(|x| x.iter().zip(&self.offset).map(|(x, o)| x - o))
+                .collect();
+            matmul::nt(
+                Sizes { m: rows, n: output, k: input },
+                &moved,
+                &self.weight,
+                images,
+                Write::Overwrite,
+            );
         });
         if self.normalize {
             images.normalize_rows();
@@ -362,14 +378,19 @@ impl Quantizer {
         let code = if tensors.has("pq.codebooks") {
             let (shape, codebooks) = tensors.f32("pq.codebooks")?;
             let [subquantizers, 256, part] = shape[..] else {
-                return Err(bad(format!("codebooks of shape {shape:?}, [subquantizers, 256, part] is expected")));
+                return Err(bad(format!(
+                    "codebooks of shape {shape:?}, [subquantizers, 256, part] is expected"
+                )));
             };
-            Code::Product(ProductQuantizer::new(subquantizers * part, subquantizers, codebooks).map_err(broken)?)
+            Code::Product(
+                ProductQuantizer::new(subquantizers * part, subquantizers, codebooks).map_err(broken)?,
+            )
         } else if tensors.has("int8.scale") {
             let ((_, offset), (_, scale)) = (tensors.f32("int8.offset")?, tensors.f32("int8.scale")?);
             Code::Int8(Int8Quantizer { offset, scale })
         } else {
-            let ((_, threshold), (_, scale)) = (tensors.f32("binary.threshold")?, tensors.f32("binary.scale")?);
+            let ((_, threshold), (_, scale)) =
+                (tensors.f32("binary.threshold")?, tensors.f32("binary.scale")?);
             Code::Binary(BinaryQuantizer { threshold, scale })
         };
         let even = match &code {
@@ -420,7 +441,8 @@ mod tests {
     #[test]
     fn quantizers_survive_their_files_and_refuse_what_is_not_theirs() {
         let vectors = random(300, 8, 1);
-        let pq = |vectors: &Matrix| Code::Product(ProductQuantizer::train(vectors, 4, None, 2, 1, 1).unwrap());
+        let pq =
+            |vectors: &Matrix| Code::Product(ProductQuantizer::train(vectors, 4, None, 2, 1, 1).unwrap());
         let map = AffineMap::new(8, random(8, 10, 2).into_data(), vec![0.1; 10], true).unwrap();
         check(&Quantizer { map: None, code: pq(&vectors) });
         check(&Quantizer { code: pq(&map.apply(&random(300, 10, 3), 2)), map: Some(map) });

@@ -114,7 +114,8 @@ impl BinaryQuantizer {
                 self.threshold[at] + if set { self.scale[at] } else { -self.scale[at] }
             };
             for byte in 0..256usize {
-                let sum = |sum: f32, (bit, q): (usize, &f32)| q.mul_add(value(bit, byte >> bit & 1 == 1), sum);
+                let sum =
+                    |sum: f32, (bit, q): (usize, &f32)| q.mul_add(value(bit, byte >> bit & 1 == 1), sum);
                 tables.push(part.iter().enumerate().fold(0.0, sum));
             }
         }
@@ -132,11 +133,7 @@ pub fn hamming(a: &[u8], b: &[u8]) -> u32 {
 }
 
 /// Codes of all rows by a function for one.
-pub(super) fn encode_rows(
-    vectors: &Matrix,
-    bytes: usize,
-    encode: impl Fn(&[f32], &mut [u8]),
-) -> Codes {
+pub(super) fn encode_rows(vectors: &Matrix, bytes: usize, encode: impl Fn(&[f32], &mut [u8])) -> Codes {
     let mut codes = Codes::zeros(vectors.rows(), bytes);
     for (i, code) in codes.data_mut().chunks_exact_mut(bytes.max(1)).enumerate() {
         encode(vectors.row(i), code);

@@ -129,7 +129,15 @@ pub(crate) fn pack_rows<T: Element>(
     (start, end): (usize, usize),
     packed: &mut [T],
 ) {
-    pack::<T, ROWS>(from.data, first * from.row + start * from.column, from.row, from.column, count, end - start, packed);
+    pack::<T, ROWS>(
+        from.data,
+        first * from.row + start * from.column,
+        from.row,
+        from.column,
+        count,
+        end - start,
+        packed,
+    );
 }
 
 /// Columns `first..` of a [k, _] operand, at most `width` of them, over its rows from `start` to `end`: packed as

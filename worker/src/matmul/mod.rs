@@ -201,9 +201,21 @@ mod tests {
             kind(sizes, &a, &b, &mut out, write);
             out
         };
-        assert_eq!(product(nt), chain(sizes, start, |i, l| a[i * k + l], |l, j| b[j * k + l]), "nt {sizes:?}");
-        assert_eq!(product(nn), chain(sizes, start, |i, l| a[i * k + l], |l, j| b[l * n + j]), "nn {sizes:?}");
-        assert_eq!(product(tn), chain(sizes, start, |i, l| a[l * m + i], |l, j| b[l * n + j]), "tn {sizes:?}");
+        assert_eq!(
+            product(nt),
+            chain(sizes, start, |i, l| a[i * k + l], |l, j| b[j * k + l]),
+            "nt {sizes:?}"
+        );
+        assert_eq!(
+            product(nn),
+            chain(sizes, start, |i, l| a[i * k + l], |l, j| b[l * n + j]),
+            "nn {sizes:?}"
+        );
+        assert_eq!(
+            product(tn),
+            chain(sizes, start, |i, l| a[l * m + i], |l, j| b[l * n + j]),
+            "tn {sizes:?}"
+        );
         let narrow = |values: &[f64]| values.iter().map(|x| *x as f32).collect::<Vec<_>>();
         let (a, b) = (narrow(&a), narrow(&b));
         let mut out = vec![2.0f32; m * n];
@@ -217,7 +229,16 @@ mod tests {
 
     #[test]
     fn blocks_and_edges_do_not_change_a_bit() {
-        for (m, n, k) in [(0, 3, 2), (3, 0, 2), (2, 3, 0), (1, 1, 1), (12, 32, 8), (13, 33, 9), (25, 70, 1100), (5, 600, 30)] {
+        for (m, n, k) in [
+            (0, 3, 2),
+            (3, 0, 2),
+            (2, 3, 0),
+            (1, 1, 1),
+            (12, 32, 8),
+            (13, 33, 9),
+            (25, 70, 1100),
+            (5, 600, 30),
+        ] {
             check(Sizes { m, n, k }, Write::Overwrite);
             check(Sizes { m, n, k }, Write::Add);
         }

@@ -396,7 +396,10 @@ mod tests {
                     best.sort_by(|a, b| b.total_cmp(a));
                     assert_eq!(hits.len(), 9);
                     for (hit, best) in hits.iter().zip(best) {
-                        assert!((hit.score - best).abs() < 1e-5 && (product(hit.row as usize - 5) - best).abs() < 1e-5);
+                        assert!(
+                            (hit.score - best).abs() < 1e-5
+                                && (product(hit.row as usize - 5) - best).abs() < 1e-5
+                        );
                     }
                 }
                 // Threads, neighbours and more than all passages change nothing.
@@ -467,7 +470,10 @@ mod tests {
         let refused = |result: Result<(), CodesError>, text: &str| {
             assert!(result.unwrap_err().to_string().contains(text), "{text}");
         };
-        refused(queries.search(&codes, 0, 1, &mut TopK::new(300, 1)), "12 bytes a passage and the codes have 4");
+        refused(
+            queries.search(&codes, 0, 1, &mut TopK::new(300, 1)),
+            "12 bytes a passage and the codes have 4",
+        );
         let own = all[1].encode(&vectors, 1).unwrap();
         refused(queries.search(&own, 0, 1, &mut TopK::new(2, 1)), "holds 2 queries");
         refused(queries.search(&own, u64::MAX, 1, &mut TopK::new(300, 1)), "largest row number");

@@ -289,7 +289,8 @@ fn offer<S: Simd>(
             }
             S::as_mut_simd_f32s(&mut buffer[..lanes]).0[0] = *scores;
             for (lane, limit) in limits.iter_mut().enumerate() {
-                let (score, query, row) = (buffer[lane], place.query + v * lanes + lane, place.row + i as u64);
+                let (score, query, row) =
+                    (buffer[lane], place.query + v * lanes + lane, place.row + i as u64);
                 if score < *limit || query >= best.len() {
                     continue;
                 }
