@@ -40,6 +40,8 @@ pub enum Verb {
     Worker(WorkerArgs),
     /// Look into data sets.
     Dataset(DatasetArgs),
+    /// Judge a run file: metrics with bootstrap intervals, and a paired test against another run.
+    Eval(EvalArgs),
     /// Start a coordinator.
     Coordinator(CoordinatorArgs),
     /// Print the version.
@@ -298,6 +300,29 @@ pub struct CoordinatorArgs {
     pub tls: Tls,
     #[command(flatten)]
     pub process: Process,
+}
+
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// A TREC run, an MS MARCO run or DPR's results, plain or gzipped; its content tells which.
+    pub run: PathBuf,
+    /// Judgements: TREC's or MS MARCO's four columns, or BEIR's three with a header.
+    #[arg(long, value_name = "FILE")]
+    pub qrels: Option<PathBuf>,
+    /// Another run on the same questions to test against.
+    #[arg(long, value_name = "RUN")]
+    pub against: Option<PathBuf>,
+    /// Metrics, e.g. mrr@10,recall@100 or, for DPR's results, accuracy@20.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub metrics: Vec<String>,
+    /// How answers are looked for in DPR's results.
+    #[arg(long, value_name = "RULE", value_parser = ["text", "regex"])]
+    pub answers: Option<String>,
+    /// Write the values of every question to this file, with tabs.
+    #[arg(long, value_name = "FILE")]
+    pub per_query: Option<PathBuf>,
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
 }
 
 #[derive(Debug, Args)]

@@ -24,9 +24,12 @@ async fn run_check(args: DatasetCheckArgs) -> anyhow::Result<Exit> {
         let named = here.expand(path).await?;
         let below = here.join(path)?.below().await?;
         let (found, is_folder) = if below.is_empty() { (named, false) } else { (below, true) };
-        subjects.extend(
-            found.into_iter().map(|location| Subject { location, role, format, named: !is_folder }),
-        );
+        subjects.extend(found.into_iter().map(|location| Subject {
+            location,
+            role,
+            format,
+            named: !is_folder,
+        }));
     }
     let runtime = tokio::runtime::Handle::current();
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -59,7 +62,18 @@ fn file_format(name: &str) -> Result<FileFormat, UsageError> {
 }
 
 fn text(report: &DatasetReport) -> String {
-    let header = ["FILE", "FORMAT", "ROLE", "RECORDS", "BAD", "PASSAGES", "QUERIES", "POSITIVES", "NEGATIVES", "CHARS"];
+    let header = [
+        "FILE",
+        "FORMAT",
+        "ROLE",
+        "RECORDS",
+        "BAD",
+        "PASSAGES",
+        "QUERIES",
+        "POSITIVES",
+        "NEGATIVES",
+        "CHARS",
+    ];
     let rows = report.files.iter().map(|file| {
         let number = |value: u64| if value == 0 { "-".to_owned() } else { value.to_string() };
         let lengths = &file.characters;
@@ -81,7 +95,9 @@ fn text(report: &DatasetReport) -> String {
         ]
     });
     let mut lines = vec![output::columns(&header, rows)];
-    for (name, texts) in [("skipped", &report.skipped), ("note", &report.notices), ("problem", &report.problems)] {
+    for (name, texts) in
+        [("skipped", &report.skipped), ("note", &report.notices), ("problem", &report.problems)]
+    {
         lines.extend(texts.iter().map(|text| format!("{name}: {text}")));
     }
     if report.problems.is_empty() {

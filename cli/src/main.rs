@@ -3,6 +3,7 @@
 //! - [`args`]: the command line
 //! - [`verbs`]: the client's verbs
 //! - [`dataset`]: a look into data sets, without a cluster
+//! - [`eval`]: metrics of run files, without a cluster
 //! - [`run`]: a whole cluster on this machine, for one job
 //! - [`serve`]: the coordinator's and the worker's process
 //! - [`config`]: where the coordinator is
@@ -12,6 +13,7 @@
 mod args;
 mod config;
 mod dataset;
+mod eval;
 mod exit;
 mod output;
 mod run;
@@ -67,6 +69,7 @@ async fn dispatch(verb: Verb) -> anyhow::Result<Exit> {
             None => serve::worker(args.start).await,
         },
         Verb::Dataset(args) => dataset::dataset(args).await,
+        Verb::Eval(args) => eval::eval(&args),
         Verb::Coordinator(args) => serve::coordinator(args).await,
         Verb::Version => {
             output::line(&format!("retort {}", env!("CARGO_PKG_VERSION")))?;

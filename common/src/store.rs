@@ -174,7 +174,10 @@ impl Location {
                     continue;
                 }
                 for (name, is_folder) in folder.names().await? {
-                    if is_folder != last && !name.starts_with('.') && matches(part.as_bytes(), name.as_bytes()) {
+                    if is_folder != last
+                        && !name.starts_with('.')
+                        && matches(part.as_bytes(), name.as_bytes())
+                    {
                         next.push(folder.join(&name)?);
                     }
                 }

@@ -31,8 +31,22 @@ impl Progress for Silent {
 /// Lines of about 660 bytes with quoted texts of 100 words, as those of the real file.
 fn generate(path: &Path, lines: u64) -> std::io::Result<()> {
     const WORDS: [&str; 16] = [
-        "the", "of", "river", "in", "\"\"castle\"\"", "and", "a", "century", "was", "northern", "province",
-        "its", "population", "engine", "by", "composer",
+        "the",
+        "of",
+        "river",
+        "in",
+        "\"\"castle\"\"",
+        "and",
+        "a",
+        "century",
+        "was",
+        "northern",
+        "province",
+        "its",
+        "population",
+        "engine",
+        "by",
+        "composer",
     ];
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
     writeln!(file, "id\ttext\ttitle")?;

@@ -417,7 +417,12 @@ impl Layout {
                 layout.set.extend(own(&["qidpidtriples.{set}.tsv"], FileFormat::IdTriples));
             }
             CorpusFormat::Dpr => {
-                let names = ["psgs_w100.tsv", "wikipedia_split/psgs_w100.tsv", "data/wikipedia_split/psgs_w100.tsv", "psgs.tsv"];
+                let names = [
+                    "psgs_w100.tsv",
+                    "wikipedia_split/psgs_w100.tsv",
+                    "data/wikipedia_split/psgs_w100.tsv",
+                    "psgs.tsv",
+                ];
                 layout.passages = own(&names, FileFormat::Psgs);
                 layout.set = own(&["{set}.json", "retriever/{set}.json"], FileFormat::Dpr);
                 let questions = ["{set}.qas.csv", "{set}.qa.csv", "{set}.qas.tsv", "{set}.csv"];
@@ -490,10 +495,17 @@ mod tests {
         let text = "name = \"a\"\n[corpus]\npath = \"d\"\npreset = \"curatedtrec\"\n[teacher]\nmodel = \"m\"";
         let spec = super::super::parse(text, "a.toml", &[]).unwrap();
         assert_eq!((spec.corpus.format, spec.corpus.answers), (CorpusFormat::Dpr, Some(AnswerRule::Regex)));
-        assert_eq!((spec.sets.test.join(","), spec.evaluate.metrics[0].as_str()), ("test".into(), "accuracy@20"));
-        let sets = [("evaluate.depth", "50"), ("evaluate.metrics", "[\"mrr@10\"]"), ("sets.test", "[\"own\"]")];
+        assert_eq!(
+            (spec.sets.test.join(","), spec.evaluate.metrics[0].as_str()),
+            ("test".into(), "accuracy@20")
+        );
+        let sets =
+            [("evaluate.depth", "50"), ("evaluate.metrics", "[\"mrr@10\"]"), ("sets.test", "[\"own\"]")];
         let sets = sets.map(|(key, value)| (key.to_owned(), value.to_owned()));
         let spec = super::super::parse(text, "a.toml", &sets).unwrap();
-        assert_eq!((spec.sets.test.join(","), spec.evaluate.metrics.join(",")), ("own".into(), "mrr@10".into()));
+        assert_eq!(
+            (spec.sets.test.join(","), spec.evaluate.metrics.join(",")),
+            ("own".into(), "mrr@10".into())
+        );
     }
 }

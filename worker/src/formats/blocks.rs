@@ -185,11 +185,12 @@ impl<R: Read> Cutter<R> {
         let blank = self.pending.iter().all(u8::is_ascii_whitespace);
         match self.framing {
             Framing::Array if self.array == Array::Before && blank => Ok(None),
-            Framing::Array if self.array != Array::Closed => {
-                Err(CutError::Framing("the JSON array ends before it is closed; the file is cut short".to_owned()))
-            }
+            Framing::Array if self.array != Array::Closed => Err(CutError::Framing(
+                "the JSON array ends before it is closed; the file is cut short".to_owned(),
+            )),
             Framing::Csv if !blank => Err(CutError::Framing(
-                "a column begins with a quote that nothing closes; close it, or double quotes within columns".to_owned(),
+                "a column begins with a quote that nothing closes; close it, or double quotes within columns"
+                    .to_owned(),
             )),
             _ => Ok(None),
         }
@@ -343,8 +344,10 @@ mod tests {
             let found = cut(text.as_bytes(), framing);
             match (&found, expected) {
                 (Ok(found), Ok(expected)) => {
-                    let found: Vec<_> =
-                        found.iter().map(|(line, bytes)| (*line, std::str::from_utf8(bytes).unwrap())).collect();
+                    let found: Vec<_> = found
+                        .iter()
+                        .map(|(line, bytes)| (*line, std::str::from_utf8(bytes).unwrap()))
+                        .collect();
                     assert_eq!(found, expected, "{text:?}");
                 }
                 (Err(found), Err(expected)) => assert!(found.contains(expected), "{text:?}: {found}"),
@@ -357,8 +360,11 @@ mod tests {
         check("1\t\"a\nb\"\tt\r\n2\tc\td\n", Framing::Csv, Ok(&[(1, "1\t\"a\nb\"\tt"), (3, "2\tc\td")]));
         check("1\ta\n2\t\"b\n", Framing::Csv, Err("2: a column begins with a quote"));
         check("[]", Framing::Array, Ok(&[]));
-        check(" \n[ {\"a\": \"}\\\"]\"},\n{\"b\":\n[{}]} ]\n", Framing::Array,
-            Ok(&[(2, "{\"a\": \"}\\\"]\"}"), (3, "{\"b\":\n[{}]}")]));
+        check(
+            " \n[ {\"a\": \"}\\\"]\"},\n{\"b\":\n[{}]} ]\n",
+            Framing::Array,
+            Ok(&[(2, "{\"a\": \"}\\\"]\"}"), (3, "{\"b\":\n[{}]}")]),
+        );
         check("[{},\n]", Framing::Array, Err("2: ']' stands where an object is expected"));
         check("[{}{}]", Framing::Array, Err("'{' stands where a comma or ]"));
         check("[{}]\nx", Framing::Array, Err("2: 'x' stands where nothing more"));

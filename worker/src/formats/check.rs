@@ -133,9 +133,10 @@ fn classify(subject: &Subject, runtime: &Handle) -> Result<(Role, Layout), Strin
     let source = Source::open(&subject.location, runtime).map_err(|error| error.to_string())?;
     let source = source.ok_or("does not exist; correct the path")?;
     let mut sample = Vec::new();
-    source.take(SAMPLE_BYTES as u64).read_to_end(&mut sample).map_err(|error| {
-        format!("{error}; a compressed file may be damaged or truncated: fetch it again")
-    })?;
+    source
+        .take(SAMPLE_BYTES as u64)
+        .read_to_end(&mut sample)
+        .map_err(|error| format!("{error}; a compressed file may be damaged or truncated: fetch it again"))?;
     let sample = sample.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&sample);
     let role = match subject.role {
         Some(role) => role,
@@ -247,7 +248,9 @@ impl Checker {
         }
         if own.repeated_texts > 0 {
             let what = if role == Role::Passages { "passages" } else { "questions" };
-            self.report.notices.push(format!("{name}: the text of {} {what} stands before", own.repeated_texts));
+            self.report
+                .notices
+                .push(format!("{name}: the text of {} {what} stands before", own.repeated_texts));
         }
         self.report.files.push(own);
     }
@@ -293,11 +296,14 @@ impl Checker {
                 let candidate = Candidate { id: Some(passage.clone()), ..Candidate::default() };
                 self.find(place, &candidate, problems);
                 if !met.insert(hash(&format!("{query}\0{passage}"))) {
-                    problems.add("judgements that stand before", || place.tell(&format!("{query} {passage}")));
+                    problems
+                        .add("judgements that stand before", || place.tell(&format!("{query} {passage}")));
                 }
             }
             Record::Example(example) if place.role == Role::Passages => {
-                for passage in example.positives.iter().chain(&example.negatives).filter_map(Candidate::passage) {
+                for passage in
+                    example.positives.iter().chain(&example.negatives).filter_map(Candidate::passage)
+                {
                     if self.passage_ids.insert(hash(&passage.id)) {
                         own.passages += 1;
                         own.characters.add(&passage.text);
@@ -350,7 +356,8 @@ impl Checker {
         }
         let repeated = !met.insert(hash(&key));
         // Files without ids count every record for itself.
-        own.repeated_texts += u64::from(repeated && question.id.is_none() && own.negatives == 0 && own.scores == 0);
+        own.repeated_texts +=
+            u64::from(repeated && question.id.is_none() && own.negatives == 0 && own.scores == 0);
         let asked = self.asked.entry(hash(&format!("{}\0{key}", place.set))).or_default();
         asked.set = place.set;
         asked.positive |= positive;
@@ -376,7 +383,9 @@ impl Checker {
         let own = self.asked.values().filter(|asked| asked.set == set);
         let count = own.clone().filter(|asked| !asked.positive && !asked.answers).count();
         if count > 0 {
-            self.report.problems.push(format!("{name}: {count} questions have neither positives nor answers"));
+            self.report
+                .problems
+                .push(format!("{name}: {count} questions have neither positives nor answers"));
         }
         let answers_only = own.filter(|asked| !asked.positive && asked.answers).count();
         if answers_only > 0 {

@@ -38,15 +38,22 @@ pub fn csv_fields(record: &str, delimiter: u8) -> Result<Vec<Cow<'_, str>>, Stri
     loop {
         let mut field = Cow::Borrowed("");
         if bytes.get(at) == Some(&b'"') {
-            let close = closing_quote(bytes, at + 1, true)
-                .ok_or_else(|| format!("column {} begins with a quote that nothing closes", fields.len() + 1))?;
+            let close = closing_quote(bytes, at + 1, true).ok_or_else(|| {
+                format!("column {} begins with a quote that nothing closes", fields.len() + 1)
+            })?;
             let inside = &record[at + 1..close];
             field = if inside.contains("\"\"") { inside.replace("\"\"", "\"").into() } else { inside.into() };
             at = close + 1;
         }
         let end = memchr(delimiter, &bytes[at..]).map(|offset| at + offset);
         let rest = &record[at..end.unwrap_or(bytes.len())];
-        field = if field.is_empty() { rest.into() } else if rest.is_empty() { field } else { (field + rest).into_owned().into() };
+        field = if field.is_empty() {
+            rest.into()
+        } else if rest.is_empty() {
+            field
+        } else {
+            (field + rest).into_owned().into()
+        };
         fields.push(field);
         match end {
             Some(end) => at = end + 1,
@@ -183,7 +190,10 @@ mod tests {
         };
         check("[]", Ok(&[]));
         check(" ['a', \"it's\" ,'b',] ", Ok(&["a", "it's", "b"]));
-        check(r"['it\'s', 'a\\b', 'New\s?York', '\u00e9\x41\U0001F600']", Ok(&["it's", "a\\b", "New\\s?York", "éA😀"]));
+        check(
+            r"['it\'s', 'a\\b', 'New\s?York', '\u00e9\x41\U0001F600']",
+            Ok(&["it's", "a\\b", "New\\s?York", "éA😀"]),
+        );
         check("'a'", Err("does not begin with ["));
         check("['a'", Err("a comma is missing"));
         check("['a", Err("not closed"));

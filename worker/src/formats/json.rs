@@ -40,7 +40,13 @@ struct Object {
     _id: Option<Id>,
     #[serde(default)]
     title: Option<String>,
-    #[serde(alias = "document_text", alias = "contents", alias = "query", alias = "query_text", alias = "question")]
+    #[serde(
+        alias = "document_text",
+        alias = "contents",
+        alias = "query",
+        alias = "query_text",
+        alias = "question"
+    )]
     text: String,
     #[serde(default, alias = "answer")]
     answers: Option<Vec<String>>,

@@ -10,7 +10,8 @@ use std::borrow::Cow;
 /// The record that `bytes` hold, none for a header. `line` tells where it begins: headers stand in the first.
 pub fn parse(layout: &Layout, role: Role, line: u64, bytes: &[u8]) -> Result<Option<Record>, String> {
     let text = || {
-        std::str::from_utf8(bytes).map_err(|error| format!("is not UTF-8 from byte {} on", error.valid_up_to() + 1))
+        std::str::from_utf8(bytes)
+            .map_err(|error| format!("is not UTF-8 from byte {} on", error.valid_up_to() + 1))
     };
     let record = match layout.format {
         FileFormat::Tsv => tsv(text()?, role)?,
@@ -119,8 +120,11 @@ fn qas(record: &str) -> Result<Record, String> {
 }
 
 fn qrels(line: &str, number: u64) -> Result<Option<Record>, String> {
-    let columns: Vec<&str> =
-        if line.contains('\t') { line.split('\t').collect() } else { line.split_ascii_whitespace().collect() };
+    let columns: Vec<&str> = if line.contains('\t') {
+        line.split('\t').collect()
+    } else {
+        line.split_ascii_whitespace().collect()
+    };
     let (query, passage, grade) = match columns[..] {
         [query, passage, grade] if line.contains('\t') => (query, passage, grade),
         [query, _, passage, grade] => (query, passage, grade),

@@ -95,7 +95,8 @@ pub fn read<E>(
     each: impl FnMut(&Layout, u64, Result<Record, String>) -> Result<(), E>,
 ) -> Result<Summary, ReadError<E>> {
     let file = location.to_string();
-    let failed = |source| ReadError::Io { file: file.clone(), line: 1, source, compressed: false, found: None };
+    let failed =
+        |source| ReadError::Io { file: file.clone(), line: 1, source, compressed: false, found: None };
     let source = Source::open(location, runtime).map_err(failed)?;
     let source = source.ok_or_else(|| ReadError::Missing { file: file.clone() })?;
     read_source(&file, source, format, role, threads, each)
@@ -156,7 +157,13 @@ pub fn read_source<E>(
     Ok(Summary { layout, bytes, sha256 })
 }
 
-fn failure<E>(file: &str, compressed: bool, line: u64, error: CutError, found: Option<Digest>) -> ReadError<E> {
+fn failure<E>(
+    file: &str,
+    compressed: bool,
+    line: u64,
+    error: CutError,
+    found: Option<Digest>,
+) -> ReadError<E> {
     let file = file.to_owned();
     match error {
         CutError::Io(source) => ReadError::Io { file, line, source, compressed, found },

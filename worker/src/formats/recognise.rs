@@ -40,7 +40,10 @@ pub fn recognise(sample: &[u8], given: Option<FileFormat>, role: Role) -> Result
     let start = sample.iter().position(|byte| !byte.is_ascii_whitespace()).unwrap_or(sample.len());
     let body = &sample[start..];
     let is_array = body.first() == Some(&b'[')
-        && body[1..].iter().find(|byte| !byte.is_ascii_whitespace()).is_none_or(|byte| matches!(byte, b'{' | b']'));
+        && body[1..]
+            .iter()
+            .find(|byte| !byte.is_ascii_whitespace())
+            .is_none_or(|byte| matches!(byte, b'{' | b']'));
     let format = match given {
         Some(format) => format,
         None if body.first() == Some(&b'{') || is_array => json_format(body, is_array)?,
@@ -101,7 +104,9 @@ fn check_role(format: FileFormat, role: Role) -> Result<(), String> {
     if serves {
         return Ok(());
     }
-    Err(format!("holds {format}, which cannot serve as {wanted}; name another file, or its format if that is not so"))
+    Err(format!(
+        "holds {format}, which cannot serve as {wanted}; name another file, or its format if that is not so"
+    ))
 }
 
 /// Whether a JSON text has a key of this name somewhere. Within a string its quotes would be escaped.
@@ -121,7 +126,8 @@ fn json_format(body: &[u8], is_array: bool) -> Result<FileFormat, String> {
     if any(&["positive_ctxs"]) {
         Ok(FileFormat::Dpr)
     } else if any(&["ctxs"]) {
-        Err("holds a retriever's results (ctxs) and no data to learn from; `retort eval` judges them".to_owned())
+        Err("holds a retriever's results (ctxs) and no data to learn from; `retort eval` judges them"
+            .to_owned())
     } else if any(&["positive_document_ids", "positive_passages"]) {
         Ok(FileFormat::Tevatron)
     } else if asks && any(&["pos"]) {
@@ -133,7 +139,8 @@ fn json_format(body: &[u8], is_array: bool) -> Result<FileFormat, String> {
     } else if asks || any(&["text", "document_text", "contents"]) {
         Ok(FileFormat::Jsonl)
     } else {
-        Err("has JSON records with none of the keys of a known format; name its format if it is one".to_owned())
+        Err("has JSON records with none of the keys of a known format; name its format if it is one"
+            .to_owned())
     }
 }
 
@@ -149,11 +156,14 @@ fn table_format(sample: &[u8], role: Role) -> Result<FileFormat, String> {
     let every = |test: fn(&[&str]) -> bool| {
         lines.iter().skip(1).all(|line| test(&line.split('\t').collect::<Vec<_>>()))
     };
-    let is_header = |names: &[&str]| columns.iter().all(|column| names.contains(&column.to_lowercase().as_str()));
+    let is_header =
+        |names: &[&str]| columns.iter().all(|column| names.contains(&column.to_lowercase().as_str()));
     Ok(match columns.len() {
         3 if is_header(&["id", "text", "title"]) => FileFormat::Psgs,
         3 if first.to_lowercase().starts_with("query") => FileFormat::Qrels,
-        2 if csv_fields(first, b'\t').is_ok_and(|columns| python_list(&columns[1]).is_ok()) => FileFormat::Qas,
+        2 if csv_fields(first, b'\t').is_ok_and(|columns| python_list(&columns[1]).is_ok()) => {
+            FileFormat::Qas
+        }
         2 => FileFormat::Tsv,
         3 if columns.iter().any(|column| column.contains(char::is_whitespace)) => {
             // DPR's passages without their header: a number, and a body in quotes.
@@ -174,7 +184,9 @@ fn table_format(sample: &[u8], role: Role) -> Result<FileFormat, String> {
 }
 
 fn grade(column: Option<&&str>) -> bool {
-    column.and_then(|column| column.trim().parse::<i64>().ok()).is_some_and(|grade| grade.abs() <= USUAL_GRADES)
+    column
+        .and_then(|column| column.trim().parse::<i64>().ok())
+        .is_some_and(|grade| grade.abs() <= USUAL_GRADES)
 }
 
 /// Where id, text and title stand by the header; in this order where there is none.

@@ -60,9 +60,7 @@ impl Source {
                 Err(error) => return Err(error),
             },
             None => match runtime.block_on(location.stream()).map_err(io::Error::other)? {
-                Some(stream) => {
-                    Box::new(Remote { stream, runtime: runtime.clone(), chunk: Bytes::new() })
-                }
+                Some(stream) => Box::new(Remote { stream, runtime: runtime.clone(), chunk: Bytes::new() }),
                 None => return Ok(None),
             },
         };

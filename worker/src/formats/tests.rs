@@ -7,7 +7,11 @@ use retort_common::spec::FileFormat;
 use std::io::{Cursor, Write};
 
 /// The records of some bytes, each as one line, and what is wrong with others.
-fn records(bytes: &[u8], format: Option<FileFormat>, role: Role) -> Result<(FileFormat, Vec<String>), String> {
+fn records(
+    bytes: &[u8],
+    format: Option<FileFormat>,
+    role: Role,
+) -> Result<(FileFormat, Vec<String>), String> {
     let mut lines = Vec::new();
     let source = Source::over(Box::new(Cursor::new(bytes.to_vec()))).map_err(|error| error.to_string())?;
     let outcome = read_source("FILE", source, format, role, 2, |_, line, record| {
@@ -36,7 +40,8 @@ fn show(record: &Record) -> String {
             let name = question.id.as_deref().or(question.text.as_deref()).unwrap_or("-");
             let list = |candidates: &[super::Candidate]| {
                 let one = |candidate: &super::Candidate| {
-                    let name = candidate.id.as_deref().or(candidate.text.as_deref()).unwrap_or("-").to_owned();
+                    let name =
+                        candidate.id.as_deref().or(candidate.text.as_deref()).unwrap_or("-").to_owned();
                     candidate.score.map_or(name.clone(), |score| format!("{name}={score}"))
                 };
                 candidates.iter().map(one).collect::<Vec<_>>().join(",")
@@ -55,7 +60,8 @@ fn check(text: &str, role: Role, format: FileFormat, expected: &[&str]) {
     // Compression changes nothing.
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(text.as_bytes()).unwrap();
-    let zstd = ruzstd::encoding::compress_to_vec(text.as_bytes(), ruzstd::encoding::CompressionLevel::Fastest);
+    let zstd =
+        ruzstd::encoding::compress_to_vec(text.as_bytes(), ruzstd::encoding::CompressionLevel::Fastest);
     for bytes in [gzip.finish().unwrap(), zstd] {
         assert_eq!(records(&bytes, None, role).unwrap(), (format, lines.clone()), "{text:?}");
     }
@@ -65,7 +71,12 @@ fn check(text: &str, role: Role, format: FileFormat, expected: &[&str]) {
 fn every_format_is_recognised_and_read() {
     use FileFormat as F;
     let set = Role::Set;
-    check("7\ta passage\n8\t\"quoted\" text\n", Role::Passages, F::Tsv, &["P 7 [] a passage", "P 8 [] \"quoted\" text"]);
+    check(
+        "7\ta passage\n8\t\"quoted\" text\n",
+        Role::Passages,
+        F::Tsv,
+        &["P 7 [] a passage", "P 8 [] \"quoted\" text"],
+    );
     check("7\twhat is it\n", Role::Questions, F::Tsv, &["Q 7 what is it []"]);
     check("7\t0\t9\t1\n8 0 9 1\n", set, F::Qrels, &["J 7 9 1", "J 8 9 1"]);
     check("19335 Q0 1017759 0\n19335 Q0 1729 2\n", set, F::Qrels, &["J 19335 1017759 0", "J 19335 1729 2"]);
@@ -88,9 +99,10 @@ fn every_format_is_recognised_and_read() {
     check(beir, Role::Questions, F::Jsonl, &["Q a x [\"y\"]"]);
     let new = r#"{"query_id": "q", "query_text": "x", "positive_document_ids": ["1"], "negative_document_ids": [2]}"#;
     check(new, set, F::Tevatron, &["E q +1 -2"]);
-    let old = r#"{"query_id": "q", "query": "x", "positive_passages": [{"docid": "1", "title": "t", "text": "y"}],
+    let old =
+        r#"{"query_id": "q", "query": "x", "positive_passages": [{"docid": "1", "title": "t", "text": "y"}],
 "negative_passages": []}"#
-        .replace('\n', " ");
+            .replace('\n', " ");
     check(&old, set, F::Tevatron, &["E q +1 -"]);
     let flag = r#"{"query": "x", "pos": ["a"], "neg": ["b", "c"], "pos_scores": [0.5], "neg_scores": [0.25, 0.125]}"#;
     check(flag, set, F::FlagEmbedding, &["E x +a=0.5 -b=0.25,c=0.125"]);
@@ -109,12 +121,17 @@ fn genuine_lines_of_squad_in_dprs_form() {
     let psgs = "id\ttext\ttitle\n1\t\"The crisis had a major impact on international relations and created a rift within \
                 NATO. The embargo caused an oil crisis, or \"\"shock\"\", with many effects.\"\t1973 oil crisis\n";
     let (_, lines) = records(psgs.as_bytes(), None, Role::Passages).unwrap();
-    assert!(lines[0].starts_with("P 1 [1973 oil crisis] The crisis") && lines[0].contains("or \"shock\", with"));
+    assert!(
+        lines[0].starts_with("P 1 [1973 oil crisis] The crisis") && lines[0].contains("or \"shock\", with")
+    );
     let qas = "What does it mean when currencies are left to \"float?\"\t['to \"float\" (rise and fall according to \
                market demand)', '(rise and fall according to market demand']\n\
                Who was defeated?\t[\"Nixon's\", 'oil producers\\' real income']\n";
     let (_, lines) = records(qas.as_bytes(), None, Role::Set).unwrap();
-    assert!(lines[0].starts_with("Q - What does it mean when currencies are left to \"float?\" [\"to \\\"float\\\""));
+    assert!(
+        lines[0]
+            .starts_with("Q - What does it mean when currencies are left to \"float?\" [\"to \\\"float\\\"")
+    );
     assert!(lines[1].contains("\"Nixon's\", \"oil producers' real income\""), "{}", lines[1]);
 }
 
@@ -142,30 +159,51 @@ fn damages_are_named_with_file_and_line() {
     let gzip = gzip.finish().unwrap();
     refuse(&gzip[..gzip.len() / 2], F::Tsv, passages, &["FILE:", "damaged or truncated"]);
     refuse(b"\x1f\x8b\x08 and nothing that follows", F::Tsv, passages, &["FILE:1", "damaged or truncated"]);
-    let zstd = ruzstd::encoding::compress_to_vec(&b"1\ttext\n"[..], ruzstd::encoding::CompressionLevel::Fastest);
+    let zstd =
+        ruzstd::encoding::compress_to_vec(&b"1\ttext\n"[..], ruzstd::encoding::CompressionLevel::Fastest);
     refuse(&zstd[..zstd.len() - 3], F::Tsv, passages, &["FILE:1", "damaged or truncated"]);
     // Columns.
     refuse(b"1\ta\n2\n3\tb\tc\n", F::Tsv, passages, &["FILE:2: 1 column instead of 2", "FILE:3: 3 columns"]);
-    refuse(b"id\ttext\ttitle\n1\ta\n", F::Psgs, passages, &["FILE:2: 2 columns instead of 3: id, text and title"]);
+    refuse(
+        b"id\ttext\ttitle\n1\ta\n",
+        F::Psgs,
+        passages,
+        &["FILE:2: 2 columns instead of 3: id, text and title"],
+    );
     refuse(b"who?\n", F::Qas, set, &["FILE:1: 1 column instead of 2"]);
     refuse(b"who?\tyes\n", F::Qas, set, &["FILE:1", "no list of strings"]);
     refuse(b"a\tb\tc\n1\t2\tx\n", F::Qrels, set, &["FILE:2: grade \"x\" is no whole number"]);
     refuse(b"query-id\tcorpus-id\tscore\nq p 1\n", F::Qrels, set, &["FILE:2: 3 columns", "tabs"]);
     refuse(b"1\t2\n", F::IdTriples, set, &["FILE:1: 2 columns instead of 3"]);
-    refuse(b"1\tx\t3\t4\t5\nnan\t1\t3\t4\t5\n", F::ScoredTriples, set, &["FILE:1: score \"x\"", "FILE:2: a score is not"]);
+    refuse(
+        b"1\tx\t3\t4\t5\nnan\t1\t3\t4\t5\n",
+        F::ScoredTriples,
+        set,
+        &["FILE:1: score \"x\"", "FILE:2: a score is not"],
+    );
     // Encodings and line ends.
     refuse(b"1\ta\n2\t\xff\n3\tb\n", F::Tsv, passages, &["FILE:2: is not UTF-8 from byte 3 on", "P 3 [] b"]);
     refuse(b"\xef\xbb\xbf1\ta\r\n2\tb\n", F::Tsv, passages, &["P 1 [] a | P 2 [] b"]);
     refuse(b"{\"_id\":\"1\",\"text\":\"\xff\"}", F::Jsonl, passages, &["FILE:1", "unicode"]);
     // Quotes.
     refuse(b"1\t\"a\n2\tb\n", F::Tsv, passages, &["P 1 [] \"a | P 2 [] b"]);
-    refuse(b"id\ttext\ttitle\n1\t\"a\tt\n2\tb\tt\n", F::Psgs, passages, &["FILE:2", "quote that nothing closes"]);
+    refuse(
+        b"id\ttext\ttitle\n1\t\"a\tt\n2\tb\tt\n",
+        F::Psgs,
+        passages,
+        &["FILE:2", "quote that nothing closes"],
+    );
     // Empty texts, ids that no run can hold.
     refuse(b"1\t\n2\t \n", F::Tsv, passages, &["FILE:1: the passage has no text", "FILE:2"]);
     refuse(b"1\t\n", F::Tsv, questions, &["FILE:1: the question has no text"]);
     refuse(b"a b\tx\n\ty\n", F::Tsv, passages, &["FILE:1: the passage's id \"a b\" must have", "FILE:2"]);
     // JSON.
-    refuse(b"{\"_id\":\"1\"}\n{\"_id\":\n", F::Jsonl, passages, &["FILE:1: missing field `text`", "FILE:2: EOF"]);
+    refuse(
+        b"{\"_id\":\"1\"}\n{\"_id\":\n",
+        F::Jsonl,
+        passages,
+        &["FILE:1: missing field `text`", "FILE:2: EOF"],
+    );
     let string = br#"{"query": "x", "pos": "a", "neg": []}"#;
     refuse(string, F::FlagEmbedding, set, &["FILE:1", "expected a sequence", "a list must stand there"]);
     let short = br#"{"query": "x", "pos": ["a"], "neg": ["b"], "neg_scores": [1, 2]}"#;
@@ -173,10 +211,20 @@ fn damages_are_named_with_file_and_line() {
     let listed = br#"{"anchor": "x", "positive": ["a"], "negative": "b"}"#;
     refuse(listed, F::Triplets, set, &["FILE:1: \"positive\" must be a string"]);
     refuse(b"[\"x\"]", F::Triplets, set, &["FILE:1", "at least a question and a positive"]);
-    refuse(br#"{"query":"x","docs":["a"],"scores":[1,2]}"#, F::ScoredLists, set, &["2 scores stand beside 1 passages"]);
+    refuse(
+        br#"{"query":"x","docs":["a"],"scores":[1,2]}"#,
+        F::ScoredLists,
+        set,
+        &["2 scores stand beside 1 passages"],
+    );
     let dpr = br#"[{"question":"a","answers":[],"positive_ctxs":[]}, {"question":"b","answers":"x","positive_ctxs":[]},
 {"question":"c"}"#;
-    refuse(dpr, F::Dpr, set, &["FILE:1", "a list must stand there", "missing field `positive_ctxs`", "cut short"]);
+    refuse(
+        dpr,
+        F::Dpr,
+        set,
+        &["FILE:1", "a list must stand there", "missing field `positive_ctxs`", "cut short"],
+    );
 }
 
 #[test]
@@ -200,7 +248,12 @@ fn lines_of_a_hundred_megabytes_are_named_and_skipped() {
     let mut text = b"1\ta\n2\t".to_vec();
     text.resize(100 << 20, b'x');
     text.extend(b"\n3\tb\n");
-    refuse(&text, FileFormat::Tsv, Role::Passages, &["P 1 [] a | FILE:2: the line is longer than 16 MiB | P 3 [] b"]);
+    refuse(
+        &text,
+        FileFormat::Tsv,
+        Role::Passages,
+        &["P 1 [] a | FILE:2: the line is longer than 16 MiB | P 3 [] b"],
+    );
 }
 
 #[test]

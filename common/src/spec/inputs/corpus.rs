@@ -96,10 +96,7 @@ struct Finder {
 
 impl Finder {
     /// The layout, and the passages where they have files of their own.
-    async fn format(
-        &self,
-        corpus: &CorpusSpec,
-    ) -> Result<(CorpusFormat, Option<Vec<DataFile>>), InputError> {
+    async fn format(&self, corpus: &CorpusSpec) -> Result<(CorpusFormat, Option<Vec<DataFile>>), InputError> {
         let what = "corpus";
         if !corpus.passages.is_empty() {
             return Ok((corpus.format, Some(self.named(what, &corpus.passages).await?)));
@@ -133,7 +130,8 @@ impl Finder {
                 files.extend(file.map(|file| DataFile { file, format: named.format }));
             }
             if files.len() == before {
-                let tried = self.folder.join(&named.path).map_or_else(|_| named.path.clone(), |url| url.to_string());
+                let tried =
+                    self.folder.join(&named.path).map_or_else(|_| named.path.clone(), |url| url.to_string());
                 return Err(InputError::Missing { what: what.to_owned(), tried });
             }
         }
@@ -166,9 +164,9 @@ impl Finder {
     }
 
     fn missing(&self, what: &str, key: &str, names: &[(String, FileFormat)]) -> InputError {
-        let tried = names.iter().map(|(name, _)| {
-            self.folder.join(name).map_or_else(|_| name.clone(), |file| file.to_string())
-        });
+        let tried = names
+            .iter()
+            .map(|(name, _)| self.folder.join(name).map_or_else(|_| name.clone(), |file| file.to_string()));
         let mut tried = tried.collect::<Vec<_>>().join(", ");
         if tried.is_empty() {
             key.clone_into(&mut tried);
@@ -204,7 +202,8 @@ mod tests {
         };
         let names = |files: &[DataFile]| files.iter().map(name).collect::<Vec<_>>().join(" ");
         let said = found.map_err(|error| error.to_string()).map(|found| {
-            let sets: Vec<_> = found.sets.iter().map(|(set, files)| format!("{set}={}", names(files))).collect();
+            let sets: Vec<_> =
+                found.sets.iter().map(|(set, files)| format!("{set}={}", names(files))).collect();
             format!("{} | {} | {}", names(&found.passages), names(&found.queries), sets.join(" "))
         });
         match (&said, expected) {
@@ -221,14 +220,22 @@ mod tests {
         let all = "corpus.jsonl.zst:jsonl | queries.jsonl:jsonl | dev=dev.tsv.gz:qrels";
         check(&beir, "", dev, Ok(all)).await;
         let marco = ["collection.tsv", "queries.dev.tsv", "qrels.dev.tsv"];
-        check(&marco, "", dev, Ok("collection.tsv:tsv | queries.dev.tsv:tsv | dev=qrels.dev.tsv:qrels")).await;
+        check(&marco, "", dev, Ok("collection.tsv:tsv | queries.dev.tsv:tsv | dev=qrels.dev.tsv:qrels"))
+            .await;
         let dpr = ["psgs_w100.tsv.gz", "train.json", "dev.qas.csv"];
         let sets = "train = [\"train\"]\ndev = [\"dev\"]";
-        check(&dpr, "", sets, Ok("psgs_w100.tsv.gz:psgs |  | dev=dev.qas.csv:qas train=train.json:dpr")).await;
+        check(&dpr, "", sets, Ok("psgs_w100.tsv.gz:psgs |  | dev=dev.qas.csv:qas train=train.json:dpr"))
+            .await;
         check(&["x"], "", dev, Err("corpus.jsonl")).await;
         check(&beir[..2], "", dev, Err("judgements of set \"dev\": none of")).await;
         check(&["collection.tsv", "qrels.dev.tsv"], "", dev, Err("queries.dev.tsv")).await;
-        check(&["dev.jsonl"], "format = \"flag_embedding\"", dev, Ok("dev.jsonl:flag_embedding |  | dev=dev.jsonl:flag_embedding")).await;
+        check(
+            &["dev.jsonl"],
+            "format = \"flag_embedding\"",
+            dev,
+            Ok("dev.jsonl:flag_embedding |  | dev=dev.jsonl:flag_embedding"),
+        )
+        .await;
     }
 
     #[tokio::test]
@@ -239,16 +246,24 @@ mod tests {
         let dev = "dev = [\"dev\"]";
         check(&files, &format!("passages = \"parts\"\n{rest}"), dev, Ok(all)).await;
         check(&files, &format!("passages = \"parts/*.tsv\"\n{rest}"), dev, Ok(all)).await;
-        check(&files, &format!("passages = \"p*/[b].tsv\"\n{rest}"), dev, Ok(&all.replace("a.tsv:? ", ""))).await;
+        check(&files, &format!("passages = \"p*/[b].tsv\"\n{rest}"), dev, Ok(&all.replace("a.tsv:? ", "")))
+            .await;
         check(&files, &format!("passages = \"parts/?.csv\"\n{rest}"), dev, Err("parts/%3F.csv")).await;
     }
 
     #[tokio::test]
     async fn presets_know_the_names_under_which_files_are_distributed() {
-        let files = ["psgs_w100.tsv", "biencoder-nq-train.json.gz", "nq-dev.qa.csv", "retriever/qas/nq-test.csv"];
+        let files =
+            ["psgs_w100.tsv", "biencoder-nq-train.json.gz", "nq-dev.qa.csv", "retriever/qas/nq-test.csv"];
         let all = "psgs_w100.tsv:psgs |  | dev=nq-dev.qa.csv:qas test=nq-test.csv:qas train=biencoder-nq-train.json.gz:dpr";
         check(&files, "preset = \"nq\"", "", Ok(all)).await;
-        let files = ["collection.tsv", "queries.train.tsv", "queries.dev.small.tsv", "qrels.train.tsv", "qrels.dev.small.tsv"];
+        let files = [
+            "collection.tsv",
+            "queries.train.tsv",
+            "queries.dev.small.tsv",
+            "qrels.train.tsv",
+            "qrels.dev.small.tsv",
+        ];
         let all = "collection.tsv:tsv | queries.train.tsv:tsv queries.dev.small.tsv:tsv | \
                    dev=qrels.dev.small.tsv:qrels train=qrels.train.tsv:qrels";
         check(&files, "preset = \"msmarco-passage\"", "", Ok(all)).await;

@@ -9,8 +9,8 @@ use serde_json::json;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
 
 /// Passages to shards. Reading, parsing and writing go on side by side; what is written depends on the files alone.
 pub fn corpus(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
@@ -128,7 +128,10 @@ impl<'a> Builder<'a> {
 }
 
 /// Writes what is handed over until nothing more can come. After a failure the rest is dropped, so that nobody waits.
-fn write_shards(waiting: &Mutex<Receiver<(PathBuf, PassageShard)>>, failed: &AtomicBool) -> Result<(), TaskError> {
+fn write_shards(
+    waiting: &Mutex<Receiver<(PathBuf, PassageShard)>>,
+    failed: &AtomicBool,
+) -> Result<(), TaskError> {
     let mut outcome = Ok(());
     loop {
         let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();

@@ -137,7 +137,8 @@ impl<'a> Gathered<'a> {
             }
             if records == 0 {
                 let urls: Vec<_> = files.iter().map(|data| data.file.url.as_str()).collect();
-                let message = format!("{}: set {name:?} holds no judgements and no questions", urls.join(", "));
+                let message =
+                    format!("{}: set {name:?} holds no judgements and no questions", urls.join(", "));
                 return Err(TaskError::Input(message));
             }
         }
@@ -152,7 +153,8 @@ impl<'a> Gathered<'a> {
     fn add(&mut self, set: u32, place: Place, record: Record, count: u64) -> Result<(), String> {
         match record {
             Record::Judgement { query, passage, grade } => {
-                let question = self.ask(place, Question { id: Some(query.clone()), ..Question::default() })?;
+                let question =
+                    self.ask(place, Question { id: Some(query.clone()), ..Question::default() })?;
                 self.members.insert((set, question));
                 let key = (set, question, self.passage(PassageKey::of_id(&passage)));
                 match self.judged.entry(key) {
@@ -183,7 +185,8 @@ impl<'a> Gathered<'a> {
         if positives.is_empty() && question.answers.is_empty() {
             return Err("the question has neither positives nor answers".to_owned());
         }
-        let question = if merges { self.ask(place, question)? } else { self.ask_new(set, place, question, count)? };
+        let question =
+            if merges { self.ask(place, question)? } else { self.ask_new(set, place, question, count)? };
         self.members.insert((set, question));
         for positive in &positives {
             let key = (set, question, self.candidate(positive));
@@ -269,8 +272,12 @@ pub fn describe(bench: &Workbench<'_>, data: &DataFile, line: u64, key: PassageK
         match record {
             _ if at < line => return Ok(()),
             _ if at > line => return Err(TaskError::Stopped),
-            Record::Judgement { passage, .. } => look(&Candidate { id: Some(passage), ..Candidate::default() }),
-            Record::Example(example) => example.positives.iter().chain(&example.negatives).for_each(&mut look),
+            Record::Judgement { passage, .. } => {
+                look(&Candidate { id: Some(passage), ..Candidate::default() })
+            }
+            Record::Example(example) => {
+                example.positives.iter().chain(&example.negatives).for_each(&mut look)
+            }
             _ => {}
         }
         Ok(())

@@ -17,7 +17,8 @@ const SCORES: &str = "scores.parquet";
 
 /// Questions of all sets to shards, and what the sets say of them to tables.
 pub fn queries(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
-    let Task::ShardQueries { queries, sets, answers, passages, rows_per_shard, max_bad_records } = task else {
+    let Task::ShardQueries { queries, sets, answers, passages, rows_per_shard, max_bad_records } = task
+    else {
         unreachable!("called with its own task")
     };
     let mut bad = BadRecords::new(*max_bad_records);
@@ -40,7 +41,8 @@ pub fn queries(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError
     for number in 0..gathered.asked.len() {
         let asked = &mut gathered.asked[number];
         if writer.rows[number].is_none() && asked.text.is_some() {
-            let (id, text, answers) = (Some(asked.id.clone()), asked.text.take(), std::mem::take(&mut asked.answers));
+            let (id, text, answers) =
+                (Some(asked.id.clone()), asked.text.take(), std::mem::take(&mut asked.answers));
             writer.add(number as u32, Question { id, text, answers })?;
         }
     }
@@ -49,11 +51,12 @@ pub fn queries(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError
     let shards = parts.len();
     let resolver = Resolver { bench, gathered: &gathered, queries, rows, answered };
     let tables = resolver.tables(passages, &mut bad)?;
-    let mut write = |name: &str, write: &dyn Fn(&std::path::Path) -> Result<(), crate::tables::TableError>| {
-        let path = bench.scratch(name);
-        parts.push((name.to_owned(), Content::File(path.clone())));
-        write(&path).map_err(TaskError::from)
-    };
+    let mut write =
+        |name: &str, write: &dyn Fn(&std::path::Path) -> Result<(), crate::tables::TableError>| {
+            let path = bench.scratch(name);
+            parts.push((name.to_owned(), Content::File(path.clone())));
+            write(&path).map_err(TaskError::from)
+        };
     write(JUDGEMENTS, &|path| write_judgements(path, &tables.judgements))?;
     write(GIVEN, &|path| write_negatives(path, &tables.given))?;
     write(SCORES, &|path| write_negatives(path, &tables.scores))?;
@@ -154,8 +157,17 @@ impl Resolver<'_> {
             let (most, _) = best.entry((*set, *question)).or_insert((judged.grade, judged.place));
             *most = (*most).max(judged.grade);
             let name = self.gathered.sets[*set as usize].to_owned();
-            judgements.push(Judgement { set: name, query: query_row, passage: passage_row, grade: judged.grade });
-            scores.extend(judged.score.map(|score| NegativeRow { query: query_row, passage: passage_row, score }));
+            judgements.push(Judgement {
+                set: name,
+                query: query_row,
+                passage: passage_row,
+                grade: judged.grade,
+            });
+            scores.extend(judged.score.map(|score| NegativeRow {
+                query: query_row,
+                passage: passage_row,
+                score,
+            }));
         }
         let mut sets = BTreeMap::<String, usize>::new();
         for (set, question) in &self.gathered.members {
@@ -208,7 +220,8 @@ impl Resolver<'_> {
                 false => urls.into_iter().collect::<Vec<_>>().join(", "),
             };
             let data = self.gathered.files[asked.place.file as usize];
-            let reason = format!("question {:?} does not stand in {place}; remove the line or add it", asked.id);
+            let reason =
+                format!("question {:?} does not stand in {place}; remove the line or add it", asked.id);
             bad.add(data, asked.place.line, &reason)?;
         }
         Ok(())
