@@ -5,6 +5,7 @@
 //! - [`dataset`]: a look into data sets, without a cluster
 //! - [`eval`]: metrics of run files, without a cluster
 //! - [`run`]: a whole cluster on this machine, for one job
+//! - [`export`]: results in the formats of other programs
 //! - [`serve`]: the coordinator's and the worker's process
 //! - [`config`]: where the coordinator is
 //! - [`output`]: tables and JSON
@@ -15,6 +16,7 @@ mod config;
 mod dataset;
 mod eval;
 mod exit;
+mod export;
 mod output;
 mod run;
 mod serve;
@@ -64,6 +66,7 @@ async fn dispatch(verb: Verb) -> anyhow::Result<Exit> {
         Verb::Logs(args) => verbs::logs(args).await,
         Verb::Wait(args) => verbs::wait(args).await,
         Verb::Cancel(args) => verbs::cancel(args).await,
+        Verb::Export(args) => export::export(args).await,
         Verb::Worker(args) => match args.verb {
             Some(WorkerVerb::List(list)) => verbs::worker_list(list, &args.start.connect).await,
             None => serve::worker(args.start).await,
