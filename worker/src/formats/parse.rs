@@ -128,6 +128,11 @@ fn qrels(line: &str, number: u64) -> Result<Option<Record>, String> {
     let (query, passage, grade) = match columns[..] {
         [query, passage, grade] if line.contains('\t') => (query, passage, grade),
         [query, _, passage, grade] => (query, passage, grade),
+        [_, _, _] => {
+            return Err(
+                "3 columns without tabs; question id, passage id and grade have tabs between".to_owned()
+            );
+        }
         _ => {
             let names = "question id, passage id and grade, or with an unused column behind the first,";
             return Err(wrong_columns(columns.len(), 3, names));

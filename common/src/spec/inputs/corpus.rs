@@ -46,7 +46,7 @@ impl CorpusInputs {
         let finder = Finder { folder };
         let (format, found) = finder.format(corpus).await?;
         let mut sets = BTreeMap::new();
-        let mut set_queries = Vec::new();
+        let (mut set_queries, mut tried) = (Vec::new(), Vec::new());
         for set in spec.sets.train.iter().chain(&spec.sets.dev).chain(&spec.sets.test) {
             let layout = Layout::of(format, corpus.preset, set);
             let what = format!("judgements of set {set:?}");
@@ -57,6 +57,7 @@ impl CorpusInputs {
             sets.insert(set.clone(), files);
             if corpus.queries.is_empty() && !layout.set_queries.is_empty() {
                 set_queries.extend(finder.first(&layout.set_queries).await?);
+                tried.extend(layout.set_queries);
             }
         }
         let layout = Layout::of(format, corpus.preset, "");
@@ -71,7 +72,7 @@ impl CorpusInputs {
                 // Sets that bring their own questions need no others.
                 None if sets.values().flatten().all(brings_questions) => Vec::new(),
                 None => {
-                    let tried = layout.queries.iter().chain(&layout.set_queries).cloned().collect::<Vec<_>>();
+                    let tried: Vec<_> = layout.queries.iter().cloned().chain(tried).collect();
                     return Err(finder.missing("queries", "corpus.queries", &tried));
                 }
             }
