@@ -110,7 +110,7 @@ impl ResidualQuantizer {
     fn encode_with(&self, vectors: &Matrix, beam: usize, threads: usize) -> Codes {
         let bytes = self.bytes();
         let mut codes = Codes::zeros(vectors.rows(), bytes);
-        let norms: Vec<f32> = self.codebooks.chunks_exact(self.dim).map(|c| square(c)).collect();
+        let norms: Vec<f32> = self.codebooks.chunks_exact(self.dim).map(square).collect();
         parallel::for_each_chunk(threads, codes.data_mut(), BLOCK_ROWS * bytes, |at, chunk| {
             let rows = chunk.len() / bytes;
             let block = &vectors.data()[at * BLOCK_ROWS * self.dim..][..rows * self.dim];

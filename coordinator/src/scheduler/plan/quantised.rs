@@ -28,11 +28,12 @@ impl Planner<'_, '_> {
             seed: derived_seed(spec.seed, &student.name, 0),
             fingerprint: base.fingerprint.clone(),
         });
+        let normalize = self.normalizes();
         let mut quantize = |vectors: &ArtifactId| {
             self.add(Task::Quantize {
                 quantizer: quantizer.clone(),
                 vectors: vectors.clone(),
-                normalize: spec.teacher.normalize,
+                normalize,
                 fingerprint: base.fingerprint.clone(),
             })
         };
