@@ -72,7 +72,7 @@ async fn dispatch(verb: Verb) -> anyhow::Result<Exit> {
             None => serve::worker(args.start).await,
         },
         Verb::Dataset(args) => dataset::dataset(args).await,
-        Verb::Eval(args) => eval::eval(&args),
+        Verb::Eval(args) => tokio::task::spawn_blocking(move || eval::eval(&args)).await?,
         Verb::Coordinator(args) => serve::coordinator(args).await,
         Verb::Version => {
             output::line(&format!("retort {}", env!("CARGO_PKG_VERSION")))?;
