@@ -100,6 +100,28 @@ pub enum Task {
         /// The kernels' fingerprint.
         fingerprint: String,
     },
+    /// A quantiser for vectors. Meta: dim, bytes, rows.
+    FitQuantizer {
+        /// The passages' vectors.
+        vectors: Vec<ArtifactId>,
+        /// Applied first.
+        reduce: Option<PcaReduction>,
+        /// How passages are kept.
+        method: QuantizerMethod,
+        /// Seed of samples and first centroids.
+        seed: u64,
+        /// The kernels' fingerprint.
+        fingerprint: String,
+    },
+    /// One shard of vectors to codes [rows, bytes]. Meta: rows, bytes, first_row.
+    Quantize {
+        /// What makes the codes: the artifact of a fit or of a quantised student.
+        quantizer: ArtifactId,
+        /// The vectors.
+        vectors: ArtifactId,
+        /// The kernels' fingerprint.
+        fingerprint: String,
+    },
     /// BM25's corpus statistics. Meta: documents, terms, postings.
     FitBm25 {
         /// The corpus.

@@ -2,7 +2,7 @@
 //!
 //! - [`Workbench`]: what every task works with
 //! - [`input`]: files outside the store, verified while they are read
-//! - [`shard`], [`embed`], [`fit`], [`search`], [`mine`], [`order`], [`train`], [`evaluate`], [`export`],
+//! - [`shard`], [`embed`], [`fit`], [`quantize`], [`search`], [`mine`], [`order`], [`train`], [`evaluate`], [`export`],
 //!   [`report`]: the tasks themselves
 //! - [`student`]: a trained student as an artifact
 
@@ -14,6 +14,7 @@ mod fit;
 mod input;
 mod mine;
 mod order;
+mod quantize;
 mod report;
 mod search;
 mod shard;
@@ -35,6 +36,8 @@ pub fn run(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
             embed::project(bench, student, vectors, *normalize)
         }
         Task::FitPca { vectors, .. } => fit::pca(bench, vectors),
+        Task::FitQuantizer { .. } => quantize::fit(bench, task),
+        Task::Quantize { quantizer, vectors, .. } => quantize::encode(bench, quantizer, vectors),
         Task::FitBm25 { passages } => fit::bm25(bench, passages),
         Task::Search { .. } => search::search(bench, task),
         Task::Merge { runs, depth } => search::merge(bench, runs, *depth),
