@@ -3,6 +3,7 @@
 //! - [`args`]: the command line
 //! - [`verbs`]: the client's verbs
 //! - [`run`]: a whole cluster on this machine, for one job
+//! - [`local`]: verbs that need no cluster
 //! - [`serve`]: the coordinator's and the worker's process
 //! - [`config`]: where the coordinator is
 //! - [`output`]: tables and JSON
@@ -11,6 +12,7 @@
 mod args;
 mod config;
 mod exit;
+mod local;
 mod output;
 mod run;
 mod serve;
@@ -65,6 +67,8 @@ async fn dispatch(verb: Verb) -> anyhow::Result<Exit> {
             None => serve::worker(args.start).await,
         },
         Verb::Coordinator(args) => serve::coordinator(args).await,
+        Verb::Encode(args) => local::encode(args).await,
+        Verb::Search(args) => local::search(args).await,
         Verb::Version => {
             output::line(&format!("retort {}", env!("CARGO_PKG_VERSION")))?;
             Ok(Exit::Ok)

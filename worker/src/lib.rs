@@ -10,6 +10,7 @@
 //! - [`losses`]: distillation and contrastive losses as functions of vectors
 //! - [`fit`]: PCA and quantisers, fitted without a label
 //! - [`search`]: exact top-k, BM25, merging of ranked lists
+//! - [`index`]: passages in a folder, searched without a cluster
 //! - [`mining`]: hard negatives from ranked lists
 //! - [`metrics`]: retrieval metrics, significance, DPR's answer rule
 //! - [`report`]: a job's report as table, JSON and page
@@ -19,6 +20,7 @@
 
 pub mod executor;
 pub mod fit;
+pub mod index;
 pub mod losses;
 pub mod matmul;
 pub mod matrix;
