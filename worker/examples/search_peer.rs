@@ -66,7 +66,7 @@ fn main() -> Outcome<()> {
 impl Peer {
     fn run(&mut self, words: &[&str]) -> Outcome<Option<Vec<Vec<Hit>>>> {
         let number =
-            |at: usize| words.get(at).ok_or("a number is missing")?.parse().map_err(Box::<dyn Error>::from);
+            |at: usize| -> Outcome<usize> { Ok(words.get(at).ok_or("a number is missing")?.parse()?) };
         match words {
             ["flat", ..] => self.flat(&self.queries, &self.passages, number(1)?).map(Some),
             ["pca", ..] => {

@@ -58,10 +58,12 @@ impl FolderEncoder {
         let fail = |cause: String| FolderError { path: folder.to_owned(), cause };
         let (encoder, encoder_params) =
             load_encoder(folder, None).map_err(|error| fail(error.to_string()))?;
-        let tokenizer = Tokenizer::load(&folder.join("tokenizer.json"), encoder.vocabulary_size)
-            .map_err(|error| fail(error.to_string()))?;
+        let vocabulary =
+            encoder_folder(folder).map_err(|error| fail(error.to_string()))?.join("tokenizer.json");
+        let tokenizer =
+            Tokenizer::load(&vocabulary, encoder.vocabulary_size).map_err(|error| fail(error.to_string()))?;
         let pad_token_id = encoder.pad_token_id;
-        let longest = encoder.max_positions;
+        let longest = encoder.max_tokens();
         let (pooling, layers, normalize) = modules(folder)?;
         let head = head(folder, &layers)?;
         let config = TowerConfig { input: Input::Tokens { encoder, pooling }, head };
@@ -143,7 +145,7 @@ fn modules(folder: &Path) -> Result<(Pooling, Vec<Dense>, bool), FolderError> {
         }
         let place = folder.join(path);
         match kind {
-            "Transformer" if path.is_empty() => {}
+            "Transformer" => {}
             "Pooling" => {
                 let config = read_json(&place.join("config.json"))?.unwrap_or_default();
                 let set = |key: &str| config[key] == Value::Bool(true);

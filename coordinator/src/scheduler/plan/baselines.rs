@@ -3,7 +3,7 @@
 use super::{Base, PlanError, Planner, derived_seed};
 use retort_common::spec::baselines::{Method, row_name};
 use retort_common::task::{
-    ArtifactId, PcaReduction, QuantizerMethod, ReportRow, Retriever, RowVariant, Task, VectorSet,
+    ArtifactId, DenseSource, PcaReduction, QuantizerMethod, ReportRow, Retriever, RowVariant, Task, VectorSet,
 };
 use std::collections::BTreeSet;
 
@@ -121,7 +121,8 @@ impl Planner<'_, '_> {
             let reduce = PcaReduction { pca: pca.clone(), dim, whiten, renormalize };
             let sets = spec.sets.judged();
             let run = self.search_dense(base, source.vectors, Some(&reduce), &sets, spec.evaluate.depth);
-            variants.push(self.variant(base, name, variant, run));
+            let dense = DenseSource { vectors: source.vectors.clone(), reduce: Some(reduce) };
+            variants.push(self.variant(base, name, variant, run, Some(dense)));
         }
         variants
     }
@@ -146,7 +147,7 @@ impl Planner<'_, '_> {
         });
         let codes = self.quantize(&quantizer, &source.vectors.passages, fingerprint);
         let run = self.search_codes(base, &source.vectors.queries, &quantizer, &codes, hamming);
-        self.variant(base, row, variant, run)
+        self.variant(base, row, variant, run, None)
     }
 
     /// Codes of vectors, shard by shard.
