@@ -159,6 +159,15 @@ pub struct StudentSpec {
     pub dim: Option<u32>,
     /// Width of the hidden layer that makes a head an MLP.
     pub hidden: Option<u32>,
+    /// Quantised: whose vectors it codes: "teacher" (without it) or the name of an earlier head student.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on: Option<String>,
+    /// Quantised: bytes of a passage's code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u32>,
+    /// Quantised: how codes stand for vectors; "product" without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<CodeKind>,
     /// Encoder: which of the model's layers to keep, from 0; all without it.
     pub layers: Option<Vec<u32>>,
     /// Encoder: a Hugging Face folder to start from; the teacher's without it.
@@ -185,6 +194,19 @@ pub enum StudentKind {
     Head,
     /// An encoder of its own, with a projection where `dim` is given.
     Encoder,
+    /// Codes of a few bytes for the passages' vectors of the teacher or a head; questions stay as they are.
+    Quantised,
+}
+
+/// How a code stands for a vector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CodeKind {
+    /// A rotation, then a byte for each part of the vector (Ge et al. 2014, OPQ).
+    #[default]
+    Product,
+    /// A sum of vectors, one for each byte (Chen et al. 2010, residual quantisation).
+    Residual,
 }
 
 /// One phase of a student's training.
@@ -212,6 +234,10 @@ pub struct PhaseSpec {
     /// to score that need no label.
     #[serde(default)]
     pub corpus_samples: u32,
+    /// Share of a batch's rows whose question is a passage of the corpus, its candidates all drawn from the corpus
+    /// (data = "queries"): questions that need no label, which reach passages that nobody asked about.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unlabelled: f64,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Share of the steps over which the learning rate rises.
@@ -315,6 +341,10 @@ impl Default for EvaluateSpec {
         let metrics = ["mrr@10", "ndcg@10", "recall@20", "recall@100", "success@20", "accuracy@20"];
         Self { depth: 100, metrics: metrics.map(str::to_owned).to_vec() }
     }
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 fn one() -> f64 {

@@ -14,7 +14,7 @@ pub use stage::Stage;
 
 use crate::ids::{Digest, JobId, TaskId};
 use crate::spec::inputs::{InputFile, ModelFiles};
-use crate::spec::{LossSpec, MiningSpec, PhaseData, PhaseSpec, Pooling};
+use crate::spec::{CodeKind, LossSpec, MiningSpec, PhaseData, PhaseSpec, Pooling};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -100,8 +100,8 @@ pub enum Task {
         /// The kernels' fingerprint.
         fingerprint: String,
     },
-    /// A quantiser for vectors. Meta: dim, bytes, rows.
-    FitQuantizer {
+    /// A baseline's quantiser for vectors. Meta: dim, bytes, rows.
+    FitBaseline {
         /// The passages' vectors.
         vectors: Vec<ArtifactId>,
         /// Applied first.
@@ -114,11 +114,35 @@ pub enum Task {
         fingerprint: String,
     },
     /// One shard of vectors to codes [rows, bytes]. Meta: rows, bytes, first_row.
-    Quantize {
-        /// What makes the codes: the artifact of a fit or of a quantised student.
+    Encode {
+        /// What makes the codes.
         quantizer: ArtifactId,
         /// The vectors.
         vectors: ArtifactId,
+        /// The kernels' fingerprint.
+        fingerprint: String,
+    },
+    /// A quantiser of passages' vectors. Meta: bytes, dim, rows.
+    FitQuantizer {
+        /// The vectors it is fitted to.
+        vectors: Vec<ArtifactId>,
+        /// How codes stand for vectors.
+        code: CodeKind,
+        /// Bytes of a code.
+        bytes: u32,
+        /// Seed of the clustering.
+        seed: u64,
+        /// The kernels' fingerprint.
+        fingerprint: String,
+    },
+    /// One shard of vectors to codes and to the vectors that these stand for. Meta: rows, dim, first_row, bytes.
+    Quantize {
+        /// The quantiser.
+        quantizer: ArtifactId,
+        /// The vectors it reads.
+        vectors: ArtifactId,
+        /// Scale what codes stand for to unit length.
+        normalize: bool,
         /// The kernels' fingerprint.
         fingerprint: String,
     },
@@ -180,6 +204,9 @@ pub enum Task {
         negatives_per_row: u32,
         /// Passages drawn from the corpus for each row.
         corpus_samples: u32,
+        /// Rows of each batch whose question is a passage.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        unlabelled: u32,
         /// Rows in a global batch.
         batch: u32,
         /// Steps, or passes over the data.
@@ -279,4 +306,8 @@ pub enum Task {
         /// The metrics, the deciding one first.
         metrics: Vec<String>,
     },
+}
+
+fn is_zero(value: &u32) -> bool {
+    *value == 0
 }

@@ -11,6 +11,7 @@
 //! - [`rows`]: the report and its rows
 
 mod baselines;
+mod quantised;
 mod rows;
 mod students;
 
@@ -132,7 +133,10 @@ struct Trained {
     last: ArtifactId,
     kind: StudentKind,
     vectors: VectorSet,
-    export: ArtifactId,
+    /// None for codes, which need their head.
+    export: Option<ArtifactId>,
+    /// Bytes of a passage, where they are not its dimensions' four each.
+    bytes: Option<u32>,
 }
 
 struct Planner<'p, 'a> {
@@ -152,16 +156,25 @@ impl Planner<'_, '_> {
         let negatives = mines(spec).then(|| self.mine(&base));
         let mut trained: BTreeMap<&str, Trained> = BTreeMap::new();
         for student in &spec.student {
-            let planned = self.student(&base, student, dim, pca.as_ref(), negatives.as_ref(), &trained)?;
+            let planned = match student.kind {
+                StudentKind::Quantised => self.quantised(&base, student, &trained)?,
+                _ => self.student(&base, student, dim, pca.as_ref(), negatives.as_ref(), &trained)?,
+            };
             trained.insert(&student.name, planned);
         }
         let mut rows = vec![self.dense_row(&base, "teacher", "teacher", &base.teacher, None)];
         rows.extend(self.teacher_baselines(&base, dim, &pca_dims)?);
         for student in &spec.student {
             let Some(planned) = trained.get(student.name.as_str()) else { continue };
-            let kind = if planned.kind == StudentKind::Head { "head" } else { "encoder" };
-            let export = Some(planned.export.clone());
-            rows.push(self.dense_row(&base, &student.name, kind, &planned.vectors, export));
+            let kind = match planned.kind {
+                StudentKind::Head => "head",
+                StudentKind::Encoder => "encoder",
+                StudentKind::Quantised => "quantised",
+            };
+            let export = planned.export.clone();
+            let mut row = self.dense_row(&base, &student.name, kind, &planned.vectors, export);
+            row.bytes_per_passage = planned.bytes.map_or(row.bytes_per_passage, f64::from);
+            rows.push(row);
             rows.extend(self.student_baselines(&base, &student.name, &planned.vectors)?);
         }
         if spec.baselines.bm25 {

@@ -36,6 +36,7 @@ pub fn full(name: &str, seed: u64) -> JobSpec {
                 { "data": "queries", "epochs": 1.0, "batch": 4, "negatives": 2, "learning_rate": 0.001,
                   "loss": [{ "kind": "info_nce", "temperature": 0.05 }] },
             ]},
+            { "name": "codes", "kind": "quantised", "on": "head", "bytes": 2 },
             { "name": "small", "kind": "encoder", "dim": 2, "init": "head", "layers": [0], "phase": [
                 { "data": "texts", "signal": "head", "steps": 10, "batch": 4, "learning_rate": 0.001, "loss": loss },
             ]},
@@ -81,7 +82,7 @@ pub fn meta(task: &Task) -> Value {
         Task::Embed { encoder: retort_common::task::Encoder::Files { .. }, .. } => {
             json!({ "rows": 4, "dim": 8 })
         }
-        Task::Embed { .. } | Task::Project { .. } => json!({ "rows": 4, "dim": 2 }),
+        Task::Embed { .. } | Task::Project { .. } | Task::Quantize { .. } => json!({ "rows": 4, "dim": 2 }),
         Task::FitBm25 { .. } => json!({ "documents": 12, "terms": 5, "postings": 24 }),
         _ => json!({}),
     }

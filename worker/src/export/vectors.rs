@@ -12,7 +12,7 @@ use super::faiss::{FaissError, FaissIndex, Storage, Transform};
 use super::{Format, Output, write_error};
 use crate::fit::AffineMap;
 use crate::matrix::Matrix;
-use crate::tasks::quantize::reduction_map;
+use crate::tasks::baseline::reduction_map;
 use crate::tasks::{TaskError, VECTORS, Workbench};
 use crate::vectors::read_vectors;
 

@@ -150,7 +150,7 @@ impl std::str::FromStr for Keep {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("{text:?}: use vectors, pq-BYTES, opq-BYTES, int8 or binary, e.g. opq-32");
-        let bytes = |text: &str| text.parse().ok().filter(|bytes| *bytes > 0).ok_or_else(wrong);
+        let bytes = |text: &str| text.parse::<usize>().ok().filter(|bytes| *bytes > 0).ok_or_else(wrong);
         match text {
             "vectors" => Ok(Keep::Vectors),
             "int8" => Ok(Keep::Int8),

@@ -1,8 +1,8 @@
 //! Questions against the corpus: exact top-k over some shards, and the merging of such lists.
 
+use super::baseline::{self, reduction_map};
 use super::bench::{Content, Produced, RANKING, TaskError, VECTORS, Workbench};
 use super::fit::{bm25_texts, load_statistics};
-use super::quantize::{self, reduction_map};
 use crate::fit::AffineMap;
 use crate::matrix::Matrix;
 use crate::search::bm25::{Bm25, ShardIndex};
@@ -36,7 +36,10 @@ pub fn search(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError>
 
 /// Applies a reduction; none leaves vectors as they are.
 fn reduced(vectors: Matrix, reduce: Option<&AffineMap>, threads: usize) -> Matrix {
-    reduce.map_or_else(|| vectors.clone(), |map| map.apply(&vectors, threads))
+    match reduce {
+        Some(map) => map.apply(&vectors, threads),
+        None => vectors,
+    }
 }
 
 fn dense(
@@ -70,7 +73,7 @@ fn codes(
     let Retriever::Codes { queries, quantizer, codes, hamming, rerank: second } = retriever else {
         unreachable!("called with its own retriever")
     };
-    let quantizer = quantize::load(bench, quantizer)?;
+    let quantizer = baseline::load(bench, quantizer)?;
     let queries = bench.vector_rows(queries)?.gather(rows)?;
     let prepare = if *hamming { CodeQueries::hamming } else { CodeQueries::new };
     let prepared = prepare(&quantizer, &queries, bench.threads).map_err(TaskError::input)?;
@@ -79,7 +82,7 @@ fn codes(
     let mut first = TopK::new(rows.len(), depth);
     for (at, shard) in codes.iter().enumerate() {
         bench.go_on()?;
-        let (first_row, shard) = quantize::load_codes(bench, shard)?;
+        let (first_row, shard) = baseline::load_codes(bench, shard)?;
         prepared.search(&shard, first_row, bench.threads, &mut first).map_err(TaskError::input)?;
         bench.progress.progress(at as u64 + 1, codes.len() as u64, "");
     }

@@ -138,26 +138,26 @@ impl Planner<'_, '_> {
     ) -> RowVariant {
         let spec = self.context.spec;
         let fingerprint = &base.fingerprint;
-        let quantizer = self.add(Task::FitQuantizer {
+        let quantizer = self.add(Task::FitBaseline {
             vectors: source.vectors.passages.clone(),
             reduce,
             method,
             seed: derived_seed(spec.seed, "quantizer", 0),
             fingerprint: fingerprint.clone(),
         });
-        let codes = self.quantize(&quantizer, &source.vectors.passages, fingerprint);
+        let codes = self.encode_codes(&quantizer, &source.vectors.passages, fingerprint);
         let run = self.search_codes(base, &source.vectors.queries, &quantizer, &codes, hamming);
         self.variant(base, row, variant, run, None)
     }
 
     /// Codes of vectors, shard by shard.
-    pub(super) fn quantize(
+    pub(super) fn encode_codes(
         &mut self,
         quantizer: &ArtifactId,
         vectors: &[ArtifactId],
         fingerprint: &str,
     ) -> Vec<ArtifactId> {
-        let task = |vectors: &ArtifactId| Task::Quantize {
+        let task = |vectors: &ArtifactId| Task::Encode {
             quantizer: quantizer.clone(),
             vectors: vectors.clone(),
             fingerprint: fingerprint.to_owned(),
