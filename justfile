@@ -44,6 +44,13 @@ parity MODEL: parity-setup parity-metrics
     RETORT_MINILM={{ MODEL }} RETORT_PARITY="$PWD/target/parity/encoder.json" \
         cargo test --package retort-worker --lib parity -- --ignored --nocapture
 
+# Compare every architecture, and what is exported from it, with transformers and sentence-transformers.
+parity-models: parity-setup
+    {{ venv }}/bin/python tests/parity/models.py write target/parity/models
+    RETORT_MODELS="$PWD/target/parity/models" \
+        cargo test --package retort-worker --lib architectures -- --ignored --nocapture
+    {{ venv }}/bin/python tests/parity/models.py check target/parity/models
+
 # Compare the metrics with ir_measures on random runs.
 parity-metrics: parity-setup
     mkdir -p target/parity/metrics
