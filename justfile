@@ -58,6 +58,10 @@ parity-metrics: parity-setup
     RETORT_METRICS_PARITY="$PWD/target/parity/metrics" \
         cargo test --package retort-worker random_values_equal_ir_measures -- --ignored
 
+# Shard a synthetic psgs_w100.tsv of 5 million lines (3.4 GB under FOLDER): megabytes a second and peak memory.
+bench-shard LINES="5000000" THREADS="2" FOLDER="/tmp":
+    cargo bench --package retort-worker --bench shard -- {{ LINES }} {{ THREADS }} {{ FOLDER }}
+
 # Check the Kubernetes manifests.
 manifests:
     test -x {{ venv }}/bin/kubernetes-validate || { python3 -m venv {{ venv }} && {{ venv }}/bin/pip install --quiet kubernetes-validate; }

@@ -2,6 +2,8 @@
 //!
 //! - [`args`]: the command line
 //! - [`verbs`]: the client's verbs
+//! - [`dataset`]: a look into data sets, without a cluster
+//! - [`eval`]: metrics of run files, without a cluster
 //! - [`run`]: a whole cluster on this machine, for one job
 //! - [`export`]: results in the formats of other programs
 //! - [`serve`]: the coordinator's and the worker's process
@@ -11,6 +13,8 @@
 
 mod args;
 mod config;
+mod dataset;
+mod eval;
 mod exit;
 mod export;
 mod output;
@@ -67,6 +71,8 @@ async fn dispatch(verb: Verb) -> anyhow::Result<Exit> {
             Some(WorkerVerb::List(list)) => verbs::worker_list(list, &args.start.connect).await,
             None => serve::worker(args.start).await,
         },
+        Verb::Dataset(args) => dataset::dataset(args).await,
+        Verb::Eval(args) => eval::eval(&args),
         Verb::Coordinator(args) => serve::coordinator(args).await,
         Verb::Version => {
             output::line(&format!("retort {}", env!("CARGO_PKG_VERSION")))?;

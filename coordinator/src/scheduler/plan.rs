@@ -9,6 +9,7 @@
 //! - [`students`]: rows in step order, training, vectors and export of a student
 //! - [`rows`]: the report and its rows
 
+mod quantised;
 mod rows;
 mod students;
 
@@ -122,7 +123,10 @@ struct Trained {
     last: ArtifactId,
     kind: StudentKind,
     vectors: VectorSet,
-    export: ArtifactId,
+    /// None for codes, which need their head.
+    export: Option<ArtifactId>,
+    /// Bytes of a passage, where they are not its dimensions' four each.
+    bytes: Option<u32>,
 }
 
 struct Planner<'p, 'a> {
@@ -142,7 +146,10 @@ impl Planner<'_, '_> {
         let negatives = mines(spec).then(|| self.mine(&base));
         let mut trained: BTreeMap<&str, Trained> = BTreeMap::new();
         for student in &spec.student {
-            let planned = self.student(&base, student, dim, pca.as_ref(), negatives.as_ref(), &trained)?;
+            let planned = match student.kind {
+                StudentKind::Quantised => self.quantised(&base, student, &trained)?,
+                _ => self.student(&base, student, dim, pca.as_ref(), negatives.as_ref(), &trained)?,
+            };
             trained.insert(&student.name, planned);
         }
         let mut rows = vec![self.dense_row(&base, "teacher", "teacher", &base.teacher, None)];
@@ -151,9 +158,15 @@ impl Planner<'_, '_> {
         }
         for student in &spec.student {
             let Some(planned) = trained.get(student.name.as_str()) else { continue };
-            let kind = if planned.kind == StudentKind::Head { "head" } else { "encoder" };
-            let export = Some(planned.export.clone());
-            rows.push(self.dense_row(&base, &student.name, kind, &planned.vectors, export));
+            let kind = match planned.kind {
+                StudentKind::Head => "head",
+                StudentKind::Encoder => "encoder",
+                StudentKind::Quantised => "quantised",
+            };
+            let export = planned.export.clone();
+            let mut row = self.dense_row(&base, &student.name, kind, &planned.vectors, export);
+            row.bytes_per_passage = planned.bytes.map_or(row.bytes_per_passage, f64::from);
+            rows.push(row);
         }
         if spec.baselines.bm25 {
             rows.push(self.bm25_row(&base));
@@ -191,13 +204,14 @@ impl Planner<'_, '_> {
     fn base(&mut self) -> Result<Option<Base>, PlanError> {
         let (spec, inputs) = (self.context.spec, self.context.inputs);
         let (rows_per_shard, max_bad_records) = (spec.corpus.rows_per_shard, spec.corpus.max_bad_records);
-        let corpus = inputs.corpus.clone();
-        let corpus = self.add(Task::ShardCorpus { corpus, rows_per_shard, max_bad_records });
+        let files = inputs.corpus.passages.clone();
+        let corpus = self.add(Task::ShardCorpus { passages: files, rows_per_shard, max_bad_records });
         let Some(passages) = self.table(corpus, "the passages")? else { return Ok(None) };
         let bm25 = wants_bm25(spec).then(|| self.add(Task::FitBm25 { passages: passages.clone() }));
         let queries = self.add(Task::ShardQueries {
-            queries: inputs.queries.clone(),
-            qrels: inputs.qrels.clone(),
+            queries: inputs.corpus.queries.clone(),
+            sets: inputs.corpus.sets.clone(),
+            answers: spec.corpus.answers.unwrap_or_default(),
             passages: passages.clone(),
             rows_per_shard,
             max_bad_records,
@@ -276,13 +290,15 @@ impl Planner<'_, '_> {
         let (sets, depth) = (&spec.sets.train, spec.mining.depth);
         let mut runs = Vec::new();
         for source in &spec.mining.from {
-            runs.push(match source {
-                MiningSource::Teacher => self.search_dense(base, &base.teacher, None, sets, depth),
-                MiningSource::Bm25 => self.search_bm25(base, sets, depth),
-            });
+            match source {
+                MiningSource::Teacher => runs.push(self.search_dense(base, &base.teacher, None, sets, depth)),
+                MiningSource::Bm25 => runs.push(self.search_bm25(base, sets, depth)),
+                MiningSource::Given => {}
+            }
         }
         self.add(Task::Mine {
             runs,
+            given: spec.mining.from.contains(&MiningSource::Given),
             queries: base.queries.clone(),
             passages: base.passages.clone(),
             sets: sets.clone(),

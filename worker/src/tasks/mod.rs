@@ -14,6 +14,7 @@ pub(crate) mod fit;
 mod input;
 pub(crate) mod mine;
 mod order;
+mod quantize;
 mod report;
 pub(crate) mod search;
 mod shard;
@@ -36,6 +37,8 @@ pub fn run(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
             embed::project(bench, student, vectors, *normalize)
         }
         Task::FitPca { vectors, .. } => fit::pca(bench, vectors),
+        Task::FitQuantizer { .. } => quantize::fit(bench, task),
+        Task::Quantize { .. } => quantize::quantize(bench, task),
         Task::FitBm25 { passages } => fit::bm25(bench, passages),
         Task::Search { .. } => search::search(bench, task),
         Task::Merge { runs, depth } => search::merge(bench, runs, *depth),
