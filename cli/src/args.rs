@@ -40,6 +40,10 @@ pub enum Verb {
     Export(ExportArgs),
     /// Start a worker, or list the coordinator's workers.
     Worker(WorkerArgs),
+    /// Look into data sets.
+    Dataset(DatasetArgs),
+    /// Judge a run file: metrics with bootstrap intervals, and a paired test against another run.
+    Eval(EvalArgs),
     /// Start a coordinator.
     Coordinator(CoordinatorArgs),
     /// Embed passages with a finished student and write an index, without a cluster.
@@ -398,6 +402,54 @@ pub enum FoundFormat {
     Jsonl,
     /// TREC's run format.
     Trec,
+}
+
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// A TREC run, an MS MARCO run or DPR's results, plain or gzipped; its content tells which.
+    pub run: PathBuf,
+    /// Judgements: TREC's or MS MARCO's four columns, or BEIR's three with a header.
+    #[arg(long, value_name = "FILE")]
+    pub qrels: Option<PathBuf>,
+    /// Another run on the same questions to test against.
+    #[arg(long, value_name = "RUN")]
+    pub against: Option<PathBuf>,
+    /// Metrics, e.g. mrr@10,recall@100 or, for DPR's results, accuracy@20.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub metrics: Vec<String>,
+    /// How answers are looked for in DPR's results.
+    #[arg(long, value_name = "RULE", value_parser = ["text", "regex"])]
+    pub answers: Option<String>,
+    /// Write the values of every question to this file, with tabs.
+    #[arg(long, value_name = "FILE")]
+    pub per_query: Option<PathBuf>,
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
+}
+
+#[derive(Debug, Args)]
+pub struct DatasetArgs {
+    #[command(subcommand)]
+    pub verb: DatasetVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DatasetVerb {
+    /// Tell what files are, count and measure their records, and find what is wrong; exit code 1 if something is.
+    Check(DatasetCheckArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct DatasetCheckArgs {
+    /// Files, folders, globs or URLs of one data set; passages=PATH, queries=PATH or set=PATH says what a file serves
+    /// for where its name does not.
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<String>,
+    /// Format of all these files, e.g. psgs; recognised by content without it.
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
 }
 
 /// What every long-running process has.

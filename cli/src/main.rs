@@ -2,6 +2,8 @@
 //!
 //! - [`args`]: the command line
 //! - [`verbs`]: the client's verbs
+//! - [`dataset`]: a look into data sets, without a cluster
+//! - [`eval`]: metrics of run files, without a cluster
 //! - [`run`]: a whole cluster on this machine, for one job
 //! - [`export`]: results in the formats of other programs
 //! - [`local`]: verbs that need no cluster
@@ -12,6 +14,8 @@
 
 mod args;
 mod config;
+mod dataset;
+mod eval;
 mod exit;
 mod export;
 mod local;
@@ -69,6 +73,8 @@ async fn dispatch(verb: Verb) -> anyhow::Result<Exit> {
             Some(WorkerVerb::List(list)) => verbs::worker_list(list, &args.start.connect).await,
             None => serve::worker(args.start).await,
         },
+        Verb::Dataset(args) => dataset::dataset(args).await,
+        Verb::Eval(args) => eval::eval(&args),
         Verb::Coordinator(args) => serve::coordinator(args).await,
         Verb::Encode(args) => local::encode(args).await,
         Verb::Search(args) => local::search(args).await,

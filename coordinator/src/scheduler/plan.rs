@@ -213,13 +213,14 @@ impl Planner<'_, '_> {
     fn base(&mut self) -> Result<Option<Base>, PlanError> {
         let (spec, inputs) = (self.context.spec, self.context.inputs);
         let (rows_per_shard, max_bad_records) = (spec.corpus.rows_per_shard, spec.corpus.max_bad_records);
-        let corpus = inputs.corpus.clone();
-        let corpus = self.add(Task::ShardCorpus { corpus, rows_per_shard, max_bad_records });
+        let files = inputs.corpus.passages.clone();
+        let corpus = self.add(Task::ShardCorpus { passages: files, rows_per_shard, max_bad_records });
         let Some(passages) = self.table(corpus, "the passages")? else { return Ok(None) };
         let bm25 = wants_bm25(spec).then(|| self.add(Task::FitBm25 { passages: passages.clone() }));
         let queries = self.add(Task::ShardQueries {
-            queries: inputs.queries.clone(),
-            qrels: inputs.qrels.clone(),
+            queries: inputs.corpus.queries.clone(),
+            sets: inputs.corpus.sets.clone(),
+            answers: spec.corpus.answers.unwrap_or_default(),
             passages: passages.clone(),
             rows_per_shard,
             max_bad_records,
@@ -298,13 +299,15 @@ impl Planner<'_, '_> {
         let (sets, depth) = (&spec.sets.train, spec.mining.depth);
         let mut runs = Vec::new();
         for source in &spec.mining.from {
-            runs.push(match source {
-                MiningSource::Teacher => self.search_dense(base, &base.teacher, None, sets, depth),
-                MiningSource::Bm25 => self.search_bm25(base, sets, depth),
-            });
+            match source {
+                MiningSource::Teacher => runs.push(self.search_dense(base, &base.teacher, None, sets, depth)),
+                MiningSource::Bm25 => runs.push(self.search_bm25(base, sets, depth)),
+                MiningSource::Given => {}
+            }
         }
         self.add(Task::Mine {
             runs,
+            given: spec.mining.from.contains(&MiningSource::Given),
             queries: base.queries.clone(),
             passages: base.passages.clone(),
             sets: sets.clone(),
