@@ -3,6 +3,7 @@
 //! - [`ids`]: newtypes for every id, and digests
 //! - [`spec`]: the job spec and its input files
 //! - [`task`]: tasks and the artifacts they make
+//! - [`cohort`]: the workers that compute one training together
 //! - [`store`]: object storage
 //! - [`artifact`]: artifacts and their manifests in the store, verified on read
 //! - [`net`]: the one seam through which every connection goes
@@ -12,6 +13,7 @@
 
 pub mod artifact;
 pub mod client;
+pub mod cohort;
 pub mod ids;
 pub mod net;
 pub mod proto;

@@ -131,8 +131,12 @@ pub fn workers(state: &State) -> Vec<WorkerView> {
 
 fn in_work(state: &State, worker: &WorkerId) -> String {
     let Some((id, _)) = state.running.get(worker).and_then(|set| set.first()) else { return String::new() };
-    match state.tasks.get(id).map(|record| (record.stage, &record.status)) {
-        Some((stage, TaskStatus::Running { job, .. })) => format!("{job}/{stage} {id:?}"),
+    let Some(record) = state.tasks.get(id) else { return String::new() };
+    match &record.status {
+        TaskStatus::Running { job, .. } => {
+            let standby = if record.has_member(worker) { "" } else { ", standing by" };
+            format!("{job}/{} {id:?}{standby}", record.stage)
+        }
         _ => String::new(),
     }
 }
@@ -173,11 +177,16 @@ fn progress(task: &TaskRecord) -> f64 {
 }
 
 fn detail(running: &[&&TaskRecord]) -> String {
-    let details: Vec<_> =
-        running.iter().map(|task| task.live.detail.as_str()).filter(|detail| !detail.is_empty()).collect();
+    let of = |task: &&&TaskRecord| match task.cohort() {
+        Some((_, cohort)) if cohort.len() > 1 && !task.live.detail.is_empty() => {
+            format!("{}, {} workers", task.live.detail, cohort.len())
+        }
+        _ => task.live.detail.clone(),
+    };
+    let details: Vec<_> = running.iter().map(of).filter(|detail| !detail.is_empty()).collect();
     match details.as_slice() {
         [] => String::new(),
-        [one] => (*one).to_owned(),
+        [one] => one.clone(),
         [first, rest @ ..] => format!("{first} (and {} more)", rest.len()),
     }
 }

@@ -16,5 +16,5 @@ mod tidy;
 
 // The worker's session is compiled in here, since depending on the worker would bring in its numerics.
 #[allow(dead_code)]
-#[path = "../../../worker/src/session.rs"]
+#[path = "../../../worker/src/session/mod.rs"]
 mod session;
