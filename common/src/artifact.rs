@@ -3,7 +3,7 @@
 //! An artifact's parts lie under attempt-unique names; its manifest is written last, by put-if-absent. It
 //! exists if and only if its manifest does, so nothing half-written can be taken for finished.
 
-use crate::ids::{AttemptNumber, Digest, Hasher, TaskId};
+use crate::ids::{AttemptNumber, Digest, Hasher};
 use crate::store::{Put, Store, StoreError};
 use crate::task::ArtifactId;
 use bytes::Bytes;
@@ -353,9 +353,4 @@ impl ArtifactReader {
             }
         })
     }
-}
-
-/// The id of an artifact from its parts, for tools.
-pub fn artifact(kind: &str, task: TaskId) -> ArtifactId {
-    ArtifactId { kind: kind.to_owned(), task }
 }

@@ -1,0 +1,255 @@
+//! Tasks: pure functions from artifacts and files to one artifact, named by the digest of what they depend on.
+//!
+//! - [`Task`]: every unit of work
+//! - `parts`: what tasks are made of
+//! - `name`: a task's name, stage, output and needs
+//! - [`Stage`]: what a user sees of them
+
+mod name;
+mod parts;
+mod stage;
+
+pub use parts::*;
+pub use stage::Stage;
+
+use crate::ids::{Digest, JobId, TaskId};
+use crate::spec::inputs::{InputFile, ModelFiles};
+use crate::spec::{LossSpec, MiningSpec, PhaseData, PhaseSpec, Pooling};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Raised when tasks start to mean something else, so that no old artifact is taken for a new one.
+pub const TASK_VERSION: u32 = 1;
+/// The output of a task. It lies under `artifacts/{kind}/{digest}`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArtifactId {
+    /// What it is, e.g. "vectors".
+    pub kind: String,
+    /// The task that makes it.
+    pub task: TaskId,
+}
+
+impl fmt::Display for ArtifactId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.kind, self.task)
+    }
+}
+/// A unit of work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "task", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Task {
+    /// Passages to Parquet shards {row, id, title, text}. Meta: rows, shards, bad_records.
+    ShardCorpus {
+        /// The passages, BEIR layout.
+        corpus: InputFile,
+        /// Rows in a shard.
+        rows_per_shard: u32,
+        /// Malformed records to skip.
+        max_bad_records: u64,
+    },
+    /// Judged questions to Parquet shards {row, id, text, answers} and one table of judgements
+    /// {set, query_row, passage_row, grade}. Meta: rows, shards, sets {name: questions}.
+    ShardQueries {
+        /// The questions, BEIR layout.
+        queries: InputFile,
+        /// Judgements by set.
+        qrels: BTreeMap<String, InputFile>,
+        /// The passages that judgements may name.
+        passages: Table,
+        /// Rows in a shard.
+        rows_per_shard: u32,
+        /// Malformed records to skip.
+        max_bad_records: u64,
+    },
+    /// One shard of texts to vectors [rows, dim]. Meta: rows, dim, first_row.
+    Embed {
+        /// The model.
+        encoder: Encoder,
+        /// The texts.
+        texts: Table,
+        /// Which shard.
+        shard: u32,
+        /// Questions or passages.
+        side: Side,
+        /// How they become tokens.
+        input: TextInput,
+        /// Most tokens in a batch.
+        batch_tokens: u32,
+        /// Scale to unit length.
+        normalize: bool,
+        /// The kernels' fingerprint.
+        fingerprint: String,
+    },
+    /// One shard of vectors through a head to vectors. Meta: rows, dim, first_row.
+    Project {
+        /// The head.
+        student: ArtifactId,
+        /// The vectors it reads.
+        vectors: ArtifactId,
+        /// Scale to unit length.
+        normalize: bool,
+        /// The kernels' fingerprint.
+        fingerprint: String,
+    },
+    /// Principal components of vectors. Meta: dim, rows.
+    FitPca {
+        /// The vectors.
+        vectors: Vec<ArtifactId>,
+        /// The kernels' fingerprint.
+        fingerprint: String,
+    },
+    /// BM25's corpus statistics. Meta: documents, terms, postings.
+    FitBm25 {
+        /// The corpus.
+        passages: Table,
+    },
+    /// Top-k of a retriever over some shards: a table of ranked lists by row numbers.
+    Search {
+        /// What ranks.
+        retriever: Retriever,
+        /// The questions.
+        queries: Table,
+        /// Only questions of these sets.
+        sets: Vec<String>,
+        /// Length of the lists.
+        depth: u32,
+        /// The kernels' fingerprint; empty for BM25.
+        fingerprint: String,
+    },
+    /// Ranked lists over disjoint shards to one list.
+    Merge {
+        /// The runs.
+        runs: Vec<ArtifactId>,
+        /// Length of the lists.
+        depth: u32,
+    },
+    /// Runs to hard negatives for every question. Meta: the audit.
+    Mine {
+        /// Runs to mix.
+        runs: Vec<ArtifactId>,
+        /// The questions with their judgements.
+        queries: Table,
+        /// The corpus, for duplicates and answers.
+        passages: Table,
+        /// Questions of these sets.
+        sets: Vec<String>,
+        /// The teacher's vectors, for the scores of the filters.
+        teacher: VectorSet,
+        /// The filters.
+        mining: MiningSpec,
+        /// Seed of the sampling.
+        seed: u64,
+    },
+    /// Training rows in step order. Meta: steps, rows.
+    Order {
+        /// Texts or questions with candidates.
+        data: PhaseData,
+        /// The questions with their judgements.
+        queries: Table,
+        /// The corpus.
+        passages: Table,
+        /// Questions of these sets.
+        sets: Vec<String>,
+        /// Hard negatives (data = queries).
+        negatives: Option<ArtifactId>,
+        /// How many of them each row takes.
+        negatives_per_row: u32,
+        /// Passages drawn from the corpus for each row.
+        corpus_samples: u32,
+        /// Rows in a global batch.
+        batch: u32,
+        /// Steps, or passes over the data.
+        length: PhaseLength,
+        /// Tokens are written where the student reads text.
+        tokens: Option<OrderTokens>,
+        /// Seed of the permutation.
+        seed: u64,
+    },
+    /// A student through one phase. Meta: steps, final loss, weights_sha256.
+    Train {
+        /// How it starts.
+        start: StudentStart,
+        /// The training rows.
+        order: ArtifactId,
+        /// The vectors a head reads; none for an encoder.
+        inputs: Option<VectorSet>,
+        /// The vectors of the signal.
+        signal: VectorSet,
+        /// Batch, optimiser and schedule; its `loss` is the next field.
+        phase: PhaseSpec,
+        /// The loss.
+        loss: Vec<LossSpec>,
+        /// Whether scores are cosines.
+        normalize: bool,
+        /// Seed of initial weights.
+        seed: u64,
+        /// The kernels' fingerprint.
+        fingerprint: String,
+    },
+    /// A run's metrics on sets, per question and as means. Meta: the means.
+    Evaluate {
+        /// The run, with row numbers.
+        run: ArtifactId,
+        /// The questions with their judgements.
+        queries: Table,
+        /// The corpus, where answers are looked for.
+        passages: Table,
+        /// The sets.
+        sets: Vec<String>,
+        /// The metrics.
+        metrics: Vec<String>,
+    },
+    /// A student as a sentence-transformers folder, or a head as weights. Meta: files.
+    ExportStudent {
+        /// The last phase's artifact.
+        student: ArtifactId,
+        /// The encoder a head stands on, or the tokenizer's origin.
+        base: ModelFiles,
+        /// The base model's pooling.
+        pooling: Pooling,
+        /// How questions become tokens.
+        query: TextInput,
+        /// How passages become tokens.
+        passage: TextInput,
+        /// Scale to unit length.
+        normalize: bool,
+    },
+    /// A run with the corpus' own ids. Meta: files.
+    ExportRun {
+        /// The run, with row numbers.
+        run: ArtifactId,
+        /// Its name, TREC's tag.
+        name: String,
+        /// The questions with their judgements.
+        queries: Table,
+        /// The corpus.
+        passages: Table,
+        /// One file for each of these sets.
+        sets: Vec<String>,
+    },
+    /// The table, report.json and report.html under `jobs/{job}/report`. Meta: rows.
+    Report {
+        /// The job.
+        job: JobId,
+        /// Its name.
+        name: String,
+        /// Digest of spec and inputs.
+        spec_digest: Digest,
+        /// The rows.
+        rows: Vec<ReportRow>,
+        /// The students' training, for the loss curves: name and phases.
+        training: Vec<(String, Vec<ArtifactId>)>,
+        /// The audit of the negatives.
+        negatives: Option<ArtifactId>,
+        /// The stages as they went.
+        stages: Vec<StageSummary>,
+        /// Sets that things are chosen on.
+        dev: Vec<String>,
+        /// Sets that are reported.
+        test: Vec<String>,
+        /// The metrics, the deciding one first.
+        metrics: Vec<String>,
+    },
+}

@@ -1,0 +1,226 @@
+//! What tasks are made of: models, tables, vectors, retrievers, rows of the report.
+
+use super::{ArtifactId, Stage};
+use crate::spec::Pooling;
+use crate::spec::inputs::{InputFile, ModelFiles};
+use serde::{Deserialize, Serialize};
+
+/// Which text of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Side {
+    /// Questions.
+    Query,
+    /// Passages.
+    Passage,
+}
+
+/// How a text becomes tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextInput {
+    /// Longest text in tokens, special tokens included.
+    pub max_tokens: u32,
+    /// Put before the text.
+    pub prefix: String,
+}
+
+/// A model that turns tokens into vectors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "from", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Encoder {
+    /// A Hugging Face folder.
+    Files {
+        /// Its files.
+        files: ModelFiles,
+        /// How token vectors become one.
+        pooling: Pooling,
+    },
+    /// A trained student.
+    Student {
+        /// The last phase's artifact.
+        student: ArtifactId,
+    },
+}
+
+/// How a student starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "from", rename_all = "snake_case", deny_unknown_fields)]
+pub enum StudentStart {
+    /// A linear map or MLP on vectors of `input` dimensions.
+    Head {
+        /// Dimensions of the vectors it reads.
+        input: u32,
+        /// Dimensions of the vectors it gives.
+        dim: u32,
+        /// Width of the hidden layer of an MLP.
+        hidden: Option<u32>,
+        /// How its weights start.
+        init: ProjectionStart,
+    },
+    /// Layers of a Hugging Face model with a projection.
+    Encoder {
+        /// The model.
+        files: ModelFiles,
+        /// Its layers to keep; all without it.
+        layers: Option<Vec<u32>>,
+        /// How token vectors become one.
+        pooling: Pooling,
+        /// Dimensions of the projection; none without it.
+        dim: Option<u32>,
+        /// How the projection starts.
+        init: ProjectionStart,
+    },
+    /// Where another phase ended.
+    Student {
+        /// That phase's artifact.
+        student: ArtifactId,
+    },
+}
+
+/// How a projection starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ProjectionStart {
+    /// The leading principal components.
+    Pca {
+        /// The fitted components.
+        pca: ArtifactId,
+    },
+    /// Small random values.
+    Random,
+    /// The weights of a trained head.
+    Head {
+        /// Its last phase's artifact.
+        student: ArtifactId,
+    },
+}
+
+/// The vectors of all texts on both sides, shard after shard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VectorSet {
+    /// Questions, in row order.
+    pub queries: Vec<ArtifactId>,
+    /// Passages, in row order.
+    pub passages: Vec<ArtifactId>,
+}
+
+/// A table cut into shards: one artifact with one part a shard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Table {
+    /// The artifact.
+    pub artifact: ArtifactId,
+    /// Its number of shards.
+    pub shards: u32,
+    /// Its number of rows.
+    pub rows: u64,
+}
+
+/// What ranks passages.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Retriever {
+    /// Inner products of vectors.
+    Dense {
+        /// Questions' vectors, in row order.
+        queries: Vec<ArtifactId>,
+        /// These shards' vectors, in row order.
+        passages: Vec<ArtifactId>,
+        /// Applied to both sides first.
+        reduce: Option<PcaReduction>,
+    },
+    /// Lucene's BM25 over these shards.
+    Bm25 {
+        /// The corpus.
+        passages: Table,
+        /// First shard to search.
+        first_shard: u32,
+        /// Number of shards to search.
+        shards: u32,
+        /// Its statistics.
+        statistics: ArtifactId,
+        /// Saturation of term frequencies.
+        k1: f64,
+        /// Normalisation by length.
+        b: f64,
+    },
+}
+
+/// Reduction of vectors by PCA.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PcaReduction {
+    /// The fitted components.
+    pub pca: ArtifactId,
+    /// Leading components to keep.
+    pub dim: u32,
+    /// Scale to unit length afterwards.
+    pub renormalize: bool,
+}
+/// How long a phase is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PhaseLength {
+    /// This many steps.
+    Steps(u32),
+    /// This many passes over the data, rounded up to whole steps.
+    Epochs(f64),
+}
+
+/// How texts of training rows become tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OrderTokens {
+    /// The student's tokenizer.
+    pub tokenizer: InputFile,
+    /// Questions.
+    pub query: TextInput,
+    /// Passages.
+    pub passage: TextInput,
+}
+
+/// A row of the report before it is filled.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReportRow {
+    /// Its name.
+    pub name: String,
+    /// teacher, head, encoder, pca or bm25.
+    pub kind: String,
+    /// Dimensions of its vectors; absent for BM25.
+    pub dim: Option<u32>,
+    /// Bytes a passage takes in the index.
+    pub bytes_per_passage: f64,
+    /// Its variants; the one that is best on dev is reported.
+    pub variants: Vec<RowVariant>,
+    /// The exported student.
+    pub export: Option<ArtifactId>,
+}
+
+/// One way to make a row.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RowVariant {
+    /// E.g. "centred"; empty where there is one.
+    pub name: String,
+    /// Its metrics.
+    pub evaluation: ArtifactId,
+    /// Its exported run.
+    pub run: ArtifactId,
+}
+
+/// How a stage went.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageSummary {
+    /// The stage.
+    pub name: Stage,
+    /// Its tasks.
+    pub tasks: u32,
+    /// Those whose artifact was there already.
+    pub cached: u32,
+    /// Worker seconds spent in this job.
+    pub seconds: f64,
+}

@@ -1,0 +1,136 @@
+//! A student before the first step of a phase.
+
+use super::super::bench::{TaskError, Workbench};
+use super::super::embed::pooling;
+use super::super::fit::load_pca;
+use super::super::input::model_folder;
+use super::super::order::StepRows;
+use super::super::student::{Student, StudentShape, TOKENIZER};
+use crate::matrix::Matrix;
+use crate::model::{Batch, Head, Input, Tower, TowerConfig, load_encoder};
+use crate::text::{TokenBatch, Tokenizer};
+use retort_common::task::{ProjectionStart, StudentStart};
+use std::path::PathBuf;
+
+/// The student before the first step.
+pub(super) fn begin(
+    bench: &Workbench<'_>,
+    start: &StudentStart,
+    normalize: bool,
+    seed: u64,
+) -> Result<(StudentShape, Vec<f32>, Option<PathBuf>), TaskError> {
+    match start {
+        StudentStart::Student { student } => {
+            let Student { shape, params, .. } = Student::load(bench, student)?;
+            let reads_text = matches!(shape.tower.input, Input::Tokens { .. });
+            let tokenizer = if reads_text { Some(bench.part(student, TOKENIZER)?) } else { None };
+            Ok((shape, params, tokenizer))
+        }
+        StudentStart::Head { input, dim, hidden, init } => {
+            let dim = *dim as usize;
+            let head = match hidden {
+                Some(hidden) => Head::Mlp { hidden: *hidden as usize, dim },
+                None => Head::Linear { dim, bias: true },
+            };
+            let tower = TowerConfig { input: Input::Vectors { dim: *input as usize }, head };
+            tower.validate().map_err(TaskError::input)?;
+            let mut params = tower.initial_params(seed);
+            start_projection(bench, &tower, &mut params, init, normalize)?;
+            Ok((StudentShape { tower }, params, None))
+        }
+        StudentStart::Encoder { files, layers, pooling: kind, dim, init } => {
+            let folder = model_folder(bench, files)?;
+            let layers: Option<Vec<usize>> =
+                layers.as_ref().map(|layers| layers.iter().map(|layer| *layer as usize).collect());
+            let (encoder, encoder_params) =
+                load_encoder(&folder, layers.as_deref()).map_err(TaskError::input)?;
+            // The rows hold its token ids already; here both sides are known.
+            let tokenizer = folder.join("tokenizer.json");
+            Tokenizer::load(&tokenizer, encoder.vocabulary_size).map_err(TaskError::input)?;
+            let head = dim.map_or(Head::None, |dim| Head::Linear { dim: dim as usize, bias: true });
+            let tower = TowerConfig { input: Input::Tokens { encoder, pooling: pooling(*kind) }, head };
+            // The head's parameters follow the encoder's in the canonical order.
+            let mut params = tower.initial_params(seed);
+            params[..encoder_params.len()].copy_from_slice(&encoder_params);
+            if dim.is_some() {
+                start_projection(bench, &tower, &mut params, init, normalize)?;
+            }
+            Ok((StudentShape { tower }, params, Some(folder.join("tokenizer.json"))))
+        }
+    }
+}
+
+/// Puts the projection's first weights in place. Where scores are cosines, PCA's centring goes into the bias, so
+/// that a head starts exactly as its rival, PCA with renormalisation; with dot products it would change the ranking.
+fn start_projection(
+    bench: &Workbench<'_>,
+    tower: &TowerConfig,
+    params: &mut [f32],
+    init: &ProjectionStart,
+    normalize: bool,
+) -> Result<(), TaskError> {
+    let (weight, bias) = match init {
+        ProjectionStart::Random => return Ok(()),
+        ProjectionStart::Pca { pca } => {
+            let pca = load_pca(bench, pca)?;
+            let dim = tower.dim();
+            if dim > pca.dim {
+                return Err(TaskError::Input(format!(
+                    "dim = {dim} is more than the teacher's {}: PCA cannot start it; use init = \"random\"",
+                    pca.dim
+                )));
+            }
+            let components = || pca.components.chunks_exact(pca.dim).take(dim);
+            let centre = |row: &[f64]| -row.iter().zip(&pca.mean).map(|(a, b)| a * b).sum::<f64>() as f32;
+            let bias = components().map(|row| if normalize { centre(row) } else { 0.0 }).collect();
+            let weight = components().flatten().map(|value| *value as f32).collect();
+            (Matrix::new(dim, pca.dim, weight), bias)
+        }
+        ProjectionStart::Head { student } => linear_head(&Student::load(bench, student)?)
+            .ok_or_else(|| TaskError::Input(format!("{student} has no linear head")))?,
+    };
+    tower.set_head(params, &weight, &bias).map_err(TaskError::input)
+}
+
+/// The weight [dim, input] and the bias of a linear head.
+fn linear_head(student: &Student) -> Option<(Matrix, Vec<f32>)> {
+    let values = |path| student.layout.get(path).map(|entry| &student.params[entry.range()]);
+    let (dim, input) = (student.shape.tower.dim(), student.shape.tower.head_input());
+    // The flat vector holds the weight as [input, dim].
+    let flat = values("head.weight")?;
+    let weight = (0..dim * input).map(|i| flat[(i % input) * dim + i / input]).collect();
+    Some((Matrix::new(dim, input, weight), values("head.bias")?.to_vec()))
+}
+
+/// An encoder's pooled vectors are not of unit length like those that its projection was made for. Dividing the
+/// weight by their mean length over the first step's texts makes up for it; the bias keeps its share.
+pub(super) fn scale_projection(
+    bench: &Workbench<'_>,
+    tower: &TowerConfig,
+    params: &mut [f32],
+    rows: &StepRows,
+) -> Result<(), TaskError> {
+    let pooled = TowerConfig { input: tower.input.clone(), head: Head::None };
+    let encoder = Tower::new(pooled.clone(), &params[..pooled.layout().len()], &bench.device);
+    let encoder = encoder.map_err(TaskError::input)?;
+    let mut lengths = Vec::with_capacity(rows.tokens.len());
+    for ids in &rows.tokens {
+        let batch = Batch::Tokens(TokenBatch::new(&[ids], pad_token_id(tower)));
+        let vector = encoder.encode_training(&batch).map_err(TaskError::input)?;
+        lengths.push(vector.data().iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt());
+    }
+    let mean = lengths.iter().sum::<f64>() / lengths.len().max(1) as f64;
+    if mean > 0.0
+        && let Some(entry) = tower.layout().get("head.weight")
+    {
+        params[entry.range()].iter_mut().for_each(|value| *value = (f64::from(*value) / mean) as f32);
+    }
+    Ok(())
+}
+
+pub(super) fn pad_token_id(tower: &TowerConfig) -> u32 {
+    match &tower.input {
+        Input::Tokens { encoder, .. } => encoder.pad_token_id,
+        Input::Vectors { .. } => 0,
+    }
+}
