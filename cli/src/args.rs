@@ -274,6 +274,15 @@ pub struct WorkerStart {
     /// Silence after which the coordinator counts as lost, e.g. 5s.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub failure_detection: Duration,
+    /// Address on which workers that train together reach this one; port 0 takes a free one.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
+    pub exchange_listen: String,
+    /// Host, or host and port, by which the others reach it; the address listened on without it.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub exchange_advertise: Option<String>,
+    /// How long a training goes on without the coordinator, e.g. 10m.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    pub orphan_limit: Duration,
     #[command(flatten)]
     pub process: Process,
 }
@@ -289,6 +298,9 @@ pub struct CoordinatorArgs {
     /// Silence after which a worker counts as lost; every other time-out derives from it.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub failure_detection: Duration,
+    /// A worker that makes no step of a training for so long while others wait for it leaves them.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    pub stall_limit: Duration,
     /// Write the address listened on to this file once it is bound.
     #[arg(long, value_name = "FILE")]
     pub address_file: Option<PathBuf>,

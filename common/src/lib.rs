@@ -3,6 +3,7 @@
 //! - [`ids`]: newtypes for every id, and digests
 //! - [`spec`]: the job spec and its input files
 //! - [`task`]: tasks and the artifacts they make
+//! - [`checkpoint`]: checkpoints of trainings in the store
 //! - [`cohort`]: the workers that compute one training together
 //! - [`store`]: object storage
 //! - [`artifact`]: artifacts and their manifests in the store, verified on read
@@ -12,6 +13,7 @@
 //! - [`proto`]: the generated protocol
 
 pub mod artifact;
+pub mod checkpoint;
 pub mod client;
 pub mod cohort;
 pub mod ids;

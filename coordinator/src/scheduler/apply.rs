@@ -277,7 +277,7 @@ fn set_status(state: &mut State, id: TaskId, status: TaskStatus) {
     for (worker, (attempt, _)) in &standby {
         leave(state, worker, (id, *attempt));
     }
-    for (attempt, workers) in &after {
+    if let Some((attempt, workers)) = &after {
         for worker in workers {
             state.running.entry(worker.clone()).or_default().insert((id, *attempt));
         }

@@ -489,7 +489,6 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use retort_common::ids::Digest;
 
     #[test]
     fn pauses_double_up_to_half_the_failure_detection_with_jitter() {

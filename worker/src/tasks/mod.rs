@@ -20,7 +20,7 @@ mod shard;
 mod student;
 mod train;
 
-pub use bench::{Content, Produced, Progress, TaskError, Workbench};
+pub use bench::{Content, Produced, Progress, Seat, TaskError, Workbench};
 pub use embed::EncoderCache;
 
 use retort_common::task::Task;
