@@ -5,25 +5,30 @@
 //! - [`executor`]: runs an assignment to its artifact
 //! - [`tasks`]: the tasks themselves
 //! - [`training`]: the canonical gradient tree and checkpoints
+//! - [`exchange`]: tensors between the workers of a cohort
 //! - [`model`]: encoders and heads on burn; the only module that names burn
 //! - [`optimizer`]: AdamW, schedules and clipping on the flat parameter vector
 //! - [`losses`]: distillation and contrastive losses as functions of vectors
-//! - [`fit`]: unsupervised baselines (PCA)
+//! - [`fit`]: PCA and quantisers, fitted without a label
 //! - [`search`]: exact top-k, BM25, merging of ranked lists
 //! - [`mining`]: hard negatives from ranked lists
 //! - [`metrics`]: retrieval metrics, significance, DPR's answer rule
 //! - [`report`]: a job's report as table, JSON and page
 //! - [`text`]: tokenisers and token batches
+//! - [`matmul`], [`parallel`]: matrix products, and threads that change no bit
 //! - [`matrix`], [`tables`], [`vectors`]: data in memory, in Parquet and in safetensors
 
+pub mod exchange;
 pub mod executor;
 pub mod fit;
 pub mod losses;
+pub mod matmul;
 pub mod matrix;
 pub mod metrics;
 pub mod mining;
 pub mod model;
 pub mod optimizer;
+pub mod parallel;
 pub mod report;
 pub mod search;
 pub mod session;

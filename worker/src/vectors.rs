@@ -1,5 +1,6 @@
 //! Vectors and training rows in safetensors files: written whole, read whole or row by row.
 
+use crate::fit::Codes;
 use crate::matrix::Matrix;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::BTreeMap;
@@ -42,6 +43,8 @@ pub enum Values<'a> {
     U32(&'a [u32]),
     /// 64-bit unsigned integers.
     U64(&'a [u64]),
+    /// Bytes.
+    U8(&'a [u8]),
 }
 
 impl Values<'_> {
@@ -51,6 +54,7 @@ impl Values<'_> {
             Values::F64(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
             Values::U32(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
             Values::U64(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            Values::U8(values) => values.to_vec(),
         }
     }
 
@@ -60,6 +64,7 @@ impl Values<'_> {
             Values::F64(_) => Dtype::F64,
             Values::U32(_) => Dtype::U32,
             Values::U64(_) => Dtype::U64,
+            Values::U8(_) => Dtype::U8,
         }
     }
 }
@@ -92,6 +97,11 @@ impl Tensors {
         let bytes =
             std::fs::read(path).map_err(|source| VectorError::Io { path: path.to_owned(), source })?;
         Ok(Self { path: path.to_owned(), bytes })
+    }
+
+    /// Whether there is a tensor of that name.
+    pub fn has(&self, name: &str) -> bool {
+        SafeTensors::deserialize(&self.bytes).is_ok_and(|file| file.tensor(name).is_ok())
     }
 
     fn get<const WIDTH: usize, T>(
@@ -130,6 +140,20 @@ impl Tensors {
     /// A tensor of 64-bit unsigned integers with its shape.
     pub fn u64(&self, name: &str) -> Result<(Vec<usize>, Vec<u64>), VectorError> {
         self.get(name, Dtype::U64, u64::from_le_bytes)
+    }
+}
+
+/// Writes a shard of codes [rows, bytes].
+pub fn write_codes(path: &Path, codes: &Codes) -> Result<(), VectorError> {
+    write_tensors(path, &[("codes", vec![codes.rows(), codes.bytes()], Values::U8(codes.data()))])
+}
+
+/// Reads a shard of codes [rows, bytes].
+pub fn read_codes(path: &Path) -> Result<Codes, VectorError> {
+    let (shape, values) = Tensors::read(path)?.get("codes", Dtype::U8, u8::from_le_bytes)?;
+    match shape[..] {
+        [rows, bytes] => Ok(Codes::new(rows, bytes, values)),
+        _ => Err(format(path, format!("codes have shape {shape:?}, two dimensions are expected"))),
     }
 }
 
@@ -259,5 +283,9 @@ mod tests {
         assert_eq!(read_vectors(&paths[1]).unwrap().data(), [10.0, 11.0]);
         std::fs::write(&paths[0], [255; 16]).unwrap();
         assert!(rows.push(&paths[0]).is_err() && read_vectors(&paths[0]).is_err());
+        let codes = Codes::new(2, 3, vec![1, 2, 3, 4, 5, 255]);
+        write_codes(&paths[1], &codes).unwrap();
+        assert_eq!(read_codes(&paths[1]).unwrap(), codes);
+        assert!(read_codes(&paths[2]).is_err());
     }
 }

@@ -3,7 +3,7 @@
 
 use nalgebra::{DMatrix, SymmetricEigen};
 
-use crate::losses::matmul::{self, Sizes, Write};
+use crate::matmul::{self, Sizes, Write};
 use crate::matrix::Matrix;
 
 /// Rows that are widened to f64 at a time.

@@ -1,8 +1,8 @@
 //! Losses between student and teacher vectors, with or without a learnt projection between them.
 
 use super::Scalar;
-use super::matmul::{self, Sizes, Write};
 use super::scalar::dot;
+use crate::matmul::{self, Sizes, Write};
 
 /// How a student's vector is held against the teacher's.
 #[derive(Clone, Copy, PartialEq)]

@@ -3,12 +3,12 @@
 use super::batch::{Batch, BatchError, Teacher};
 use super::embedding::{self, Distance, Pairs, Projection};
 use super::masks::Columns;
-use super::matmul::{self, Sizes, Write};
 use super::rows::{self, Divergence};
 use super::scalar::{Scalar, add_scaled, dot};
 use super::spec::{Dims, LossSpec, Objective, Scope, SpecError};
 use super::theta::ThetaLayout;
 use super::unit::Compared;
+use crate::matmul::{self, Sizes, Write};
 
 /// Query rows whose scores are held at a time. A constant, not a setting: sums over blocks depend on it,
 /// and so would the student's bits.

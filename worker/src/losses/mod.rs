@@ -13,13 +13,12 @@
 //! - `embedding`: losses between student and teacher vectors
 //! - `masks`: which candidates count for which query
 //! - `unit`: normalisation inside the loss and its gradient
-//! - [`scalar`], [`matmul`]: f32 or f64, and the matrix products on slices
+//! - [`scalar`]: f32 or f64
 
 pub mod batch;
 mod embedding;
 pub mod evaluate;
 mod masks;
-pub mod matmul;
 mod rows;
 pub mod scalar;
 pub mod spec;

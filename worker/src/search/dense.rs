@@ -1,21 +1,21 @@
 //! Exact inner-product search: every query against every passage of a block.
 //!
-//! Scores are computed by fixed-size blocks with one kernel. The inner product of a query with a passage
-//! is the same to the bit whatever stands beside it, so neither the number of threads nor the cut of
-//! the corpus into shards changes a ranked list on machines of the same kind.
+//! A score is one chain of fused multiply-adds in the order of the dimensions, whatever stands beside it in the
+//! block, so neither the number of threads nor the cut of the corpus into shards changes a bit of a ranked list.
+//! The best hits are kept while tiles of scores are still in registers; scores never go to memory.
 
 use std::sync::Mutex;
 
-use super::matmul::matmul_nt;
+use pulp::{Arch, Simd, WithSimd};
+
 use super::topk::{Best, Hit, TopK, TopKError};
+use crate::matmul::kernel::{REGISTERS, ROWS, Strided, Tile, multiply, pack_columns, pack_rows, width};
 use crate::matrix::Matrix;
 
-/// Queries multiplied at a time, and the unit that threads take.
-const QUERY_BLOCK: usize = 128;
-/// Passages multiplied at a time; with the queries it bounds a thread's score buffer to half a MiB.
-const PASSAGE_BLOCK: usize = 1024;
-/// Scores compared with the threshold at a time.
-const LANES: usize = 16;
+/// Passages that a thread takes at a time; packed they lie in the second-level cache.
+const PASSAGE_BLOCK: usize = 20 * ROWS;
+/// Lanes of the widest tile.
+const MOST_LANES: usize = 64;
 
 /// Why a block cannot be searched.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -49,12 +49,113 @@ pub enum DenseError {
     Score(#[from] TopKError),
 }
 
-/// Offers to `top` the inner products of `queries` [queries, dim] with `passages` [passages, dim], whose
-/// rows are numbered from `first_row`, on at most `threads` threads (0 counts as 1).
+/// Passages that can be read one at a time as f32, however they are kept.
+pub trait Passages: Sync {
+    /// How many there are.
+    fn rows(&self) -> usize;
+    /// Their dimensions.
+    fn dim(&self) -> usize;
+    /// Passage `row` into `vector` [dim].
+    fn read(&self, row: usize, vector: &mut [f32]);
+}
+
+impl Passages for Matrix {
+    fn rows(&self) -> usize {
+        self.rows()
+    }
+
+    fn dim(&self) -> usize {
+        self.dim()
+    }
+
+    fn read(&self, row: usize, vector: &mut [f32]) {
+        vector.copy_from_slice(self.row(row));
+    }
+}
+
+/// Queries packed for the kernel, to be held against block after block.
+pub struct Queries {
+    rows: usize,
+    dim: usize,
+    width: usize,
+    panels: Vec<f32>,
+}
+
+impl Queries {
+    /// Packs queries [queries, dim].
+    pub fn new(queries: &Matrix) -> Self {
+        let (rows, dim, width) = (queries.rows(), queries.dim(), width::<f32>());
+        let mut panels = vec![0.0; rows.div_ceil(width) * width * dim];
+        let from = Strided { data: queries.data(), row: 1, column: dim };
+        for (at, panel) in panels.chunks_exact_mut((width * dim).max(1)).enumerate() {
+            let first = at * width;
+            pack_columns(from, (first, width.min(rows - first)), (0, dim), width, panel);
+        }
+        Self { rows, dim, width, panels }
+    }
+
+    /// Offers to `top` the inner products with `passages`, whose rows are numbered from `first_row`, on at most
+    /// `threads` threads (0 counts as 1).
+    ///
+    /// # Errors
+    /// When the shapes do not fit or a score is `NaN`. `top` may then hold a part of the block and is of no
+    /// further use.
+    pub fn search(
+        &self,
+        passages: &impl Passages,
+        first_row: u64,
+        threads: usize,
+        top: &mut TopK,
+    ) -> Result<(), DenseError> {
+        if self.dim != passages.dim() {
+            return Err(DenseError::Dimensions { queries: self.dim, passages: passages.dim() });
+        }
+        if self.rows != top.queries() {
+            return Err(DenseError::Queries { queries: self.rows, accumulators: top.queries() });
+        }
+        if first_row.checked_add(passages.rows() as u64).is_none() {
+            return Err(DenseError::Rows { first_row, passages: passages.rows() });
+        }
+        if self.rows == 0 || passages.rows() == 0 || top.k() == 0 {
+            return Ok(());
+        }
+        // What lies below the hits so far cannot enter, whoever finds it.
+        let floors: Vec<f32> = (0..self.rows).map(|query| top.threshold(query)).collect();
+        let starts = Mutex::new((0..passages.rows()).step_by(PASSAGE_BLOCK));
+        let failure = Mutex::new(None::<TopKError>);
+        let scan = |best: &mut [Best]| {
+            let mut block = Block::new(self, best, &floors);
+            loop {
+                let Some(start) = lock(&starts).next() else { break };
+                let count = PASSAGE_BLOCK.min(passages.rows() - start);
+                block.pack(passages, start, count);
+                let first_row = first_row + start as u64;
+                if let Err(error) = Arch::new().dispatch(Scan { block: &mut block, first_row, count }) {
+                    keep_first(&failure, error);
+                }
+            }
+        };
+        let threads = threads.clamp(1, passages.rows().div_ceil(PASSAGE_BLOCK));
+        let mut others: Vec<TopK> = (1..threads).map(|_| top.like()).collect();
+        std::thread::scope(|scope| {
+            for other in &mut others {
+                scope.spawn(|| scan(other.best_mut()));
+            }
+            scan(top.best_mut());
+        });
+        for other in others {
+            top.merge(other)?;
+        }
+        let failure = lock(&failure).take();
+        failure.map_or(Ok(()), |error| Err(error.into()))
+    }
+}
+
+/// Offers to `top` the inner products of `queries` [queries, dim] with `passages` [passages, dim]; for several
+/// blocks, pack the queries once as [`Queries`].
 ///
 /// # Errors
-/// When the shapes do not fit or a score is `NaN`. `top` may then hold a part of the block and is of no
-/// further use.
+/// As [`Queries::search`].
 pub fn search_block(
     queries: &Matrix,
     passages: &Matrix,
@@ -62,40 +163,19 @@ pub fn search_block(
     threads: usize,
     top: &mut TopK,
 ) -> Result<(), DenseError> {
-    if queries.dim() != passages.dim() {
-        return Err(DenseError::Dimensions { queries: queries.dim(), passages: passages.dim() });
-    }
-    if queries.rows() != top.queries() {
-        return Err(DenseError::Queries { queries: queries.rows(), accumulators: top.queries() });
-    }
-    if first_row.checked_add(passages.rows() as u64).is_none() {
-        return Err(DenseError::Rows { first_row, passages: passages.rows() });
-    }
+    Queries::new(queries).search(passages, first_row, threads, top)
+}
 
-    let blocks = queries.rows().div_ceil(QUERY_BLOCK);
-    let work = Mutex::new(top.best_mut().chunks_mut(QUERY_BLOCK).enumerate());
-    let failure = Mutex::new(None::<(usize, TopKError)>);
-    let run = || {
-        let mut scores = vec![0.0; QUERY_BLOCK * PASSAGE_BLOCK];
-        loop {
-            let Some((block, best)) = lock(&work).next() else { break };
-            if let Err(error) = scan(queries, passages, first_row, block * QUERY_BLOCK, best, &mut scores) {
-                // The lowest block's failure is told, so that the message too is the same for any threads.
-                let mut first = lock(&failure);
-                if first.as_ref().is_none_or(|(at, _)| block < *at) {
-                    *first = Some((block, error));
-                }
-            }
-        }
+/// The failure of the lowest row, then query, is told, so that the message too is the same for any threads.
+fn keep_first(failure: &Mutex<Option<TopKError>>, error: TopKError) {
+    let place = |error: &TopKError| match error {
+        TopKError::NotANumber { query, row } => (*row, *query),
+        TopKError::Shape { .. } => (0, 0),
     };
-    std::thread::scope(|scope| {
-        for _ in 1..threads.clamp(1, blocks.max(1)) {
-            scope.spawn(run);
-        }
-        run();
-    });
-    let failure = lock(&failure).take();
-    failure.map_or(Ok(()), |(_, error)| Err(error.into()))
+    let mut first = lock(failure);
+    if first.as_ref().is_none_or(|kept| place(&error) < place(kept)) {
+        *first = Some(error);
+    }
 }
 
 /// A poisoned lock only says that another thread panicked, and that panic is about to be raised again.
@@ -103,47 +183,122 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Scores one block of queries against all passages.
-fn scan<'a>(
-    queries: &'a Matrix,
-    passages: &'a Matrix,
-    first_row: u64,
-    first_query: usize,
-    best: &mut [Best],
-    scores: &mut [f32],
-) -> Result<(), TopKError> {
-    let dim = queries.dim();
-    let rows =
-        |matrix: &'a Matrix, start: usize, count: usize| &matrix.data()[start * dim..(start + count) * dim];
-    let left = rows(queries, first_query, best.len());
-    for start in (0..passages.rows()).step_by(PASSAGE_BLOCK) {
-        let count = PASSAGE_BLOCK.min(passages.rows() - start);
-        let scores = &mut scores[..best.len() * count];
-        matmul_nt(left, rows(passages, start, count), best.len(), count, dim, scores);
-        for (at, (best, row)) in best.iter_mut().zip(scores.chunks_exact(count)).enumerate() {
-            offer(best, row, first_row + start as u64)
-                .map_err(|row| TopKError::NotANumber { query: first_query + at, row })?;
-        }
-    }
-    Ok(())
+/// What one thread works with.
+struct Block<'a> {
+    queries: &'a Queries,
+    best: &'a mut [Best],
+    /// For each lane of each panel, the score below which nothing enters.
+    thresholds: Vec<f32>,
+    /// For each query, a score that its threshold never lies below.
+    floors: &'a [f32],
+    /// Passages as read, ROWS of them.
+    read: Vec<f32>,
+    /// Passages packed by ROWS.
+    packed: Vec<f32>,
 }
 
-/// Offers the scores of consecutive rows; fails with the row whose score is `NaN`.
-fn offer(best: &mut Best, scores: &[f32], first_row: u64) -> Result<(), u64> {
-    let mut threshold = best.threshold();
-    for (lane, scores) in scores.chunks(LANES).enumerate() {
-        // Most lanes hold nothing that enters; NaN is looked at too, to be refused.
-        if !scores.iter().fold(false, |any, score| any | (*score >= threshold) | score.is_nan()) {
-            continue;
-        }
-        for (at, score) in scores.iter().enumerate() {
-            let row = first_row + (lane * LANES + at) as u64;
-            if score.is_nan() {
-                return Err(row);
+impl<'a> Block<'a> {
+    fn new(queries: &'a Queries, best: &'a mut [Best], floors: &'a [f32]) -> Self {
+        // Lanes beyond the last query let nothing in.
+        let mut thresholds = vec![f32::INFINITY; queries.rows.next_multiple_of(queries.width)];
+        thresholds[..floors.len()].copy_from_slice(floors);
+        let (read, packed) = (vec![0.0; ROWS * queries.dim], vec![0.0; PASSAGE_BLOCK * queries.dim]);
+        Self { queries, best, thresholds, floors, read, packed }
+    }
+
+    fn pack(&mut self, passages: &impl Passages, start: usize, count: usize) {
+        let dim = self.queries.dim;
+        for (at, packed) in self.packed.chunks_exact_mut((ROWS * dim).max(1)).enumerate() {
+            let first = at * ROWS;
+            if first >= count {
+                break;
             }
-            if *score >= threshold {
-                best.offer(Hit { row, score: *score });
-                threshold = best.threshold();
+            let rows = ROWS.min(count - first);
+            for (i, vector) in self.read.chunks_exact_mut(dim).take(rows).enumerate() {
+                passages.read(start + first + i, vector);
+            }
+            let from = Strided { data: &self.read, row: dim, column: 1 };
+            pack_rows(from, (0, rows), (0, dim), packed);
+        }
+    }
+}
+
+/// Scores one block of packed passages against all queries.
+struct Scan<'b, 'a> {
+    block: &'b mut Block<'a>,
+    first_row: u64,
+    count: usize,
+}
+
+impl WithSimd for Scan<'_, '_> {
+    type Output = Result<(), TopKError>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Result<(), TopKError> {
+        let Self { block: Block { queries, best, thresholds, floors, packed, .. }, first_row, count } = self;
+        let (dim, width) = (queries.dim, REGISTERS * S::F32_LANES);
+        for (panel, thresholds) in thresholds.chunks_exact_mut(width).enumerate() {
+            let columns = &queries.panels[panel * width * dim..][..width * dim];
+            for first in (0..count).step_by(ROWS) {
+                let rows = &packed[first * dim..][..ROWS * dim];
+                let mut tile: Tile<f32, S> = [[simd.splat_f32s(0.0); REGISTERS]; ROWS];
+                multiply::<S, f32>(simd, rows, columns, &mut tile);
+                let limits = S::as_simd_f32s(thresholds).0;
+                let limits: [S::f32s; REGISTERS] = std::array::from_fn(|v| limits[v]);
+                let mut below = simd.less_than_f32s(tile[0][0], limits[0]);
+                for scores in &tile {
+                    for v in 0..REGISTERS {
+                        below = simd.and_m32s(below, simd.less_than_f32s(scores[v], limits[v]));
+                    }
+                }
+                // Most tiles hold nothing that enters. What is not below is above or not a number.
+                if simd.first_true_m32s(simd.not_m32s(below)) < S::F32_LANES {
+                    let rows = ROWS.min(count - first);
+                    let place = Place { query: panel * width, row: first_row + first as u64, rows };
+                    offer(simd, &tile, place, (best, floors), thresholds)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which queries and passages a tile is of.
+struct Place {
+    query: usize,
+    row: u64,
+    rows: usize,
+}
+
+#[inline(always)]
+fn offer<S: Simd>(
+    simd: S,
+    tile: &Tile<f32, S>,
+    place: Place,
+    (best, floors): (&mut [Best], &[f32]),
+    thresholds: &mut [f32],
+) -> Result<(), TopKError> {
+    let lanes = S::F32_LANES;
+    let mut buffer = [0.0f32; MOST_LANES];
+    for (i, scores) in tile.iter().enumerate().take(place.rows) {
+        for (v, scores) in scores.iter().enumerate() {
+            let limits = &mut thresholds[v * lanes..][..lanes];
+            let below = simd.less_than_f32s(*scores, S::as_simd_f32s(limits).0[0]);
+            if simd.first_true_m32s(simd.not_m32s(below)) == lanes {
+                continue;
+            }
+            S::as_mut_simd_f32s(&mut buffer[..lanes]).0[0] = *scores;
+            for (lane, limit) in limits.iter_mut().enumerate() {
+                let (score, query, row) =
+                    (buffer[lane], place.query + v * lanes + lane, place.row + i as u64);
+                if score < *limit || query >= best.len() {
+                    continue;
+                }
+                if score.is_nan() {
+                    return Err(TopKError::NotANumber { query, row });
+                }
+                best[query].offer(Hit { row, score });
+                *limit = best[query].threshold().max(floors[query]);
             }
         }
     }

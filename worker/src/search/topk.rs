@@ -129,6 +129,11 @@ impl TopK {
         Self { k, best: vec![Best::new(k); queries] }
     }
 
+    /// Empty accumulators of the same shape.
+    pub fn like(&self) -> Self {
+        Self::new(self.queries(), self.k)
+    }
+
     /// Number of queries.
     pub fn queries(&self) -> usize {
         self.best.len()
