@@ -36,6 +36,12 @@ pub enum Verb {
     Wait(WaitArgs),
     /// End a job.
     Cancel(CancelArgs),
+    /// Stop a job's work until it is resumed; trainings leave a checkpoint.
+    Pause(GetArgs),
+    /// Let a paused job go on, with whatever workers there are then.
+    Resume(GetArgs),
+    /// Look at checkpoints.
+    Checkpoint(CheckpointArgs),
     /// Start a worker, or list the coordinator's workers.
     Worker(WorkerArgs),
     /// Start a coordinator.
@@ -226,6 +232,18 @@ pub struct CancelArgs {
     pub output: Format,
     #[command(flatten)]
     pub connect: Connect,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckpointArgs {
+    #[command(subcommand)]
+    pub verb: CheckpointVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CheckpointVerb {
+    /// List the checkpoints of a job's trainings, and the weights of those that are done.
+    List(GetArgs),
 }
 
 #[derive(Debug, Args)]

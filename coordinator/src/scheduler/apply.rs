@@ -13,7 +13,12 @@ const FIRST_RETRY_PAUSE_MS: u64 = 200;
 /// Applies one fact.
 pub fn apply(state: &mut State, fact: &Fact) {
     match fact {
-        Fact::Submitted { .. } | Fact::Pinned { .. } | Fact::Planned { .. } | Fact::Ended { .. } => {
+        Fact::Submitted { .. }
+        | Fact::Pinned { .. }
+        | Fact::Planned { .. }
+        | Fact::Ended { .. }
+        | Fact::Paused { .. }
+        | Fact::Resumed { .. } => {
             apply_to_job(state, fact);
         }
         Fact::WorkerUp { .. }
@@ -54,7 +59,9 @@ pub fn apply(state: &mut State, fact: &Fact) {
             }
         }
         Fact::GivenUp { task } => with_live(state, *task, |live| live.until_ms = None),
-        Fact::StandingBy { .. } | Fact::Ready { .. } | Fact::StoodDown { .. } => apply_to_standby(state, fact),
+        Fact::StandingBy { .. } | Fact::Ready { .. } | Fact::StoodDown { .. } => {
+            apply_to_standby(state, fact)
+        }
         Fact::Measured { .. } | Fact::Cut { .. } | Fact::Suspected { .. } => apply_to_cohort(state, fact),
         Fact::Progressed { task, done, total, detail } => with_live(state, *task, |live| {
             live.progress = (*done, *total);
@@ -74,6 +81,7 @@ fn apply_to_job(state: &mut State, fact: &Fact) {
                 digest: *digest,
                 submitted_unix_ms: *submitted_unix_ms,
                 submitted_at_ms: *at_ms,
+                paused: false,
                 end: None,
                 fingerprint: None,
                 tasks: BTreeSet::new(),
@@ -94,6 +102,12 @@ fn apply_to_job(state: &mut State, fact: &Fact) {
                 job.fingerprint = Some(fingerprint.clone());
                 (job.replan, job.wants_fingerprint) = (true, false);
             }
+        }
+        Fact::Paused { job, at_ms } | Fact::Resumed { job, at_ms } => {
+            if let Some(job) = state.jobs.get_mut(job) {
+                job.paused = matches!(fact, Fact::Paused { .. });
+            }
+            state.clock_ms = state.clock_ms.max(*at_ms);
         }
         Fact::Planned { job, tasks, complete } => add_tasks(state, job, tasks, *complete),
         Fact::Ended { job, outcome, reason, at_ms } => end_job(state, job, *outcome, reason, *at_ms),

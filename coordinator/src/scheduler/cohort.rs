@@ -302,7 +302,13 @@ fn settle_suspicion(
         let accusers = suspects.iter().filter(|(who, by)| who == accused && by != accused).count();
         if 2 * accusers > members.len() {
             let message = format!("computes other bits than {accusers} of {} peers", members.len() - 1);
-            log(decision, record, None, "ERROR", format!("worker {accused} {message}: no more float tasks for it"));
+            log(
+                decision,
+                record,
+                None,
+                "ERROR",
+                format!("worker {accused} {message}: no more float tasks for it"),
+            );
             decision.facts.push(Fact::Quarantined { worker: accused.clone(), message });
         }
     }
@@ -311,7 +317,10 @@ fn settle_suspicion(
         return;
     }
     let names: Vec<_> = members.iter().map(WorkerId::as_str).collect();
-    let message = format!("workers {} got different bits from the same state, and no majority agrees", names.join(", "));
+    let message = format!(
+        "workers {} got different bits from the same state, and no majority agrees",
+        names.join(", ")
+    );
     match decide::poison(state, record, accuser) {
         Some(why) => {
             let message = format!("{} task {:?}: {message}{why}", record.stage, attempt.0);
@@ -385,7 +394,9 @@ fn drop_stalled(
     }
     // Nobody knows whose fault it is; another worker may do better, if there is one.
     let others = state.workers.iter().any(|(worker, known)| {
-        place::is_eligible(known, record) && !record.has_member(worker) && !record.live.declined.contains(worker)
+        place::is_eligible(known, record)
+            && !record.has_member(worker)
+            && !record.live.declined.contains(worker)
     });
     if others {
         stop_others(state, id, None, true, decision);

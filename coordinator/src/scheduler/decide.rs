@@ -33,6 +33,7 @@ pub fn decide(state: &State, now_ms: u64, input: Input) -> Decision {
             submit(state, now_ms, job, request, spec, inputs, unix_ms)
         }
         Input::Cancel { job, force } => cancel(state, now_ms, &job, force),
+        Input::Pause { job, resume } => pause(state, now_ms, &job, resume),
         Input::WorkerHello { worker, session, info } => hello(state, now_ms, worker, session, info),
         Input::WorkerGone { worker, session } => gone(state, now_ms, &worker, session),
         Input::Beat { worker, session } => heard(state, now_ms, &worker, session),
@@ -168,6 +169,33 @@ fn cancel(state: &State, now_ms: u64, job: &JobId, force: bool) -> Decision {
     decision
 }
 
+fn pause(state: &State, now_ms: u64, job: &JobId, resume: bool) -> Decision {
+    let refusal = match state.jobs.get(job) {
+        None => Some(Refusal::NotFound { text: job.to_string() }),
+        Some(record) if record.end.is_some() => Some(Refusal::Ended { job: job.clone() }),
+        Some(record) if resume && !record.paused => Some(Refusal::NotPaused { job: job.clone() }),
+        Some(_) => None,
+    };
+    if let Some(refusal) = refusal {
+        return reply(Err(refusal), "no job to pause or resume");
+    }
+    let mut decision = reply(Ok(Reply::Paused { job: job.clone() }), "paused or resumed by a client");
+    let (job_id, at_ms) = (job.clone(), now_ms);
+    if resume {
+        decision.facts.push(Fact::Resumed { job: job_id, at_ms });
+        decision.commands.push(job_log(job, "INFO", format!("job {job} goes on")));
+    } else if state.jobs.get(job).is_some_and(|record| !record.paused) {
+        decision.facts.push(Fact::Paused { job: job_id, at_ms });
+        decision.commands.push(job_log(job, "INFO", format!("job {job} is paused")));
+        // What no job that goes on wants is stopped; a training leaves a checkpoint.
+        let paused = state.jobs.iter().filter(|(id, record)| record.paused || *id == job);
+        let paused: BTreeSet<_> = paused.map(|(id, _)| id.clone()).collect();
+        withdraw(state, &paused, false, &mut decision);
+    }
+    decision.commands.push(Command::JobChanged(job.clone()));
+    decision
+}
+
 /// Ends jobs and stops the running tasks that no other live job needs.
 pub(super) fn end_jobs(
     state: &State,
@@ -178,6 +206,22 @@ pub(super) fn end_jobs(
     force: bool,
     decision: &mut Decision,
 ) {
+    withdraw(state, jobs, force, decision);
+    for job in jobs {
+        let level = if outcome == Outcome::Failed { "ERROR" } else { "INFO" };
+        decision.commands.push(job_log(job, level, reason.to_owned()));
+        decision.commands.push(Command::JobChanged(job.clone()));
+        decision.facts.push(Fact::Ended {
+            job: job.clone(),
+            outcome,
+            reason: reason.to_owned(),
+            at_ms: now_ms,
+        });
+    }
+}
+
+/// Stops the running tasks that no other job wants.
+fn withdraw(state: &State, jobs: &BTreeSet<JobId>, force: bool, decision: &mut Decision) {
     let running: BTreeSet<TaskId> = state.running.values().flatten().map(|(id, _)| *id).collect();
     for id in &running {
         let Some(record) = state.tasks.get(id) else { continue };
@@ -191,17 +235,6 @@ pub(super) fn end_jobs(
         }
         decision.facts.push(Fact::Withdrawn { task: *id, attempt: *attempt });
         cohort::stop_others(state, *id, None, force, decision);
-    }
-    for job in jobs {
-        let level = if outcome == Outcome::Failed { "ERROR" } else { "INFO" };
-        decision.commands.push(job_log(job, level, reason.to_owned()));
-        decision.commands.push(Command::JobChanged(job.clone()));
-        decision.facts.push(Fact::Ended {
-            job: job.clone(),
-            outcome,
-            reason: reason.to_owned(),
-            at_ms: now_ms,
-        });
     }
 }
 
@@ -309,9 +342,9 @@ fn worker_down(state: &State, now_ms: u64, worker: &WorkerId, decision: &mut Dec
             continue;
         }
         // A cohort goes on without it at once, unless it is being put together again after a restart.
-        let others = record.members().any(|member| {
-            member != worker && state.workers.get(member).is_some_and(|known| known.connected)
-        });
+        let others = record
+            .members()
+            .any(|member| member != worker && state.workers.get(member).is_some_and(|known| known.connected));
         if !others {
             decision.facts.push(Fact::Expiring { task: *task, until_ms });
         }
@@ -412,7 +445,9 @@ fn failed(
             let why = format!("{failed} failed");
             cohort::regroup(state, now_ms, task, &rest, &why, &mut decision);
             // It has ended already.
-            decision.commands.retain(|command| !matches!(command, Command::Stop { worker, .. } if *worker == failed));
+            decision
+                .commands
+                .retain(|command| !matches!(command, Command::Stop { worker, .. } if *worker == failed));
             decision.facts.retain(|fact| !matches!(fact, Fact::Stale { worker, .. } if *worker == failed));
         }
         None => {

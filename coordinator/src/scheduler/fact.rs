@@ -164,6 +164,21 @@ pub enum Fact {
         at_ms: u64,
     },
 
+    /// A client paused a job.
+    Paused {
+        /// The job.
+        job: JobId,
+        /// Uptime.
+        at_ms: u64,
+    },
+    /// A client let a paused job go on.
+    Resumed {
+        /// The job.
+        job: JobId,
+        /// Uptime.
+        at_ms: u64,
+    },
+
     /// A worker's session is up.
     WorkerUp {
         /// Who.
@@ -354,6 +369,8 @@ impl Fact {
             | Fact::Lost { .. }
             | Fact::TaskFailed { .. }
             | Fact::Withdrawn { .. }
+            | Fact::Paused { .. }
+            | Fact::Resumed { .. }
             | Fact::Ended { .. } => true,
             Fact::WorkerUp { .. }
             | Fact::WorkerDown { .. }

@@ -48,6 +48,13 @@ pub enum Input {
         /// Stop at once.
         force: bool,
     },
+    /// A client pauses a job or lets it go on.
+    Pause {
+        /// The job.
+        job: JobId,
+        /// Whether it is to go on.
+        resume: bool,
+    },
     /// A worker opens a session.
     WorkerHello {
         /// Who.
@@ -260,6 +267,11 @@ pub enum Reply {
         /// Its id.
         job: JobId,
     },
+    /// The job is paused, or goes on.
+    Paused {
+        /// Its id.
+        job: JobId,
+    },
 }
 
 /// A refusal.
@@ -281,6 +293,18 @@ pub enum Refusal {
     #[error("job id {job} exists already; submit again")]
     JobExists {
         /// The id.
+        job: JobId,
+    },
+    /// A job that has ended.
+    #[error("job {job} has ended; submit it again")]
+    Ended {
+        /// The job.
+        job: JobId,
+    },
+    /// A job that is not paused.
+    #[error("job {job} is not paused")]
+    NotPaused {
+        /// The job.
         job: JobId,
     },
     /// Too many jobs at work.

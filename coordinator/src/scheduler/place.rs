@@ -23,9 +23,10 @@ pub fn is_eligible(worker: &WorkerRecord, task: &TaskRecord) -> bool {
 
 /// Workers with nothing to do, not even to end something.
 pub fn idle(state: &State) -> impl Iterator<Item = (&WorkerId, &WorkerRecord)> {
-    state.workers.iter().filter(|(id, worker)| {
-        worker.connected && worker.stale.is_empty() && !state.running.contains_key(id)
-    })
+    state
+        .workers
+        .iter()
+        .filter(|(id, worker)| worker.connected && worker.stale.is_empty() && !state.running.contains_key(id))
 }
 
 /// Ready tasks whose time has come.
@@ -62,7 +63,8 @@ fn key(state: &State, id: TaskId, now_ms: u64) -> Option<(u64, retort_common::ta
 }
 
 pub(super) fn oldest_job<'a>(state: &State, record: &'a TaskRecord) -> Option<(u64, &'a JobId)> {
-    record.jobs.iter().filter_map(|job| Some((state.jobs.get(job)?.order, job))).min()
+    let at_work = |job| state.jobs.get(job).filter(|record| !record.paused);
+    record.jobs.iter().filter_map(|job| Some((at_work(job)?.order, job))).min()
 }
 
 /// An idle worker for a task: one that has not failed it, if any such is connected at all; then the one that

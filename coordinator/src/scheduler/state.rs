@@ -57,6 +57,8 @@ pub struct JobRecord {
     pub submitted_unix_ms: u64,
     /// Uptime when it was accepted.
     pub submitted_at_ms: u64,
+    /// Whether a client has paused it.
+    pub paused: bool,
     /// How it ended, if it has.
     pub end: Option<JobEnd>,
     /// What its float tasks are bound to.
@@ -227,7 +229,8 @@ impl TaskRecord {
 
     /// Whether `attempt` by `worker` is the one that counts.
     pub fn is_current(&self, of: &WorkerId, number: AttemptNumber) -> bool {
-        matches!(&self.status, TaskStatus::Running { attempt, .. } if *attempt == number) && self.has_member(of)
+        matches!(&self.status, TaskStatus::Running { attempt, .. } if *attempt == number)
+            && self.has_member(of)
     }
 
     /// Whether a worker is at work on it.
@@ -238,7 +241,9 @@ impl TaskRecord {
     /// Who is at work on it, in the order of ranks.
     pub fn members(&self) -> impl Iterator<Item = &WorkerId> {
         let (alone, cohort) = match &self.status {
-            TaskStatus::Running { worker, cohort, .. } => (cohort.is_empty().then_some(worker), cohort.as_slice()),
+            TaskStatus::Running { worker, cohort, .. } => {
+                (cohort.is_empty().then_some(worker), cohort.as_slice())
+            }
             _ => (None, &[][..]),
         };
         alone.into_iter().chain(cohort.iter().map(|member| &member.worker))

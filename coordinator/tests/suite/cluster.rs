@@ -260,7 +260,14 @@ impl Cluster {
     }
 
     /// How a member of a cohort says that it does.
-    pub fn measure(&mut self, name: &str, (task, attempt): Attempt, done: u64, microbatch_us: u64, waiting: bool) {
+    pub fn measure(
+        &mut self,
+        name: &str,
+        (task, attempt): Attempt,
+        done: u64,
+        microbatch_us: u64,
+        waiting: bool,
+    ) {
         let Some(session) = self.sessions.get(&worker(name)).copied() else { return };
         let (worker, total, detail) = (worker(name), 1_000, String::new());
         self.feed(Input::Progress {
@@ -300,7 +307,8 @@ impl Cluster {
             let connected = self.hands.iter().filter(|(worker, _)| self.sessions.contains_key(worker));
             let all = connected.flat_map(|(worker, hand)| hand.iter().map(move |work| (worker, work)));
             let mut other = all.filter(|(_, (_, task))| cohort::limit(task).is_none());
-            let Some((name, attempt)) = other.next().map(|(worker, (at, _))| (worker.to_string(), *at)) else {
+            let Some((name, attempt)) = other.next().map(|(worker, (at, _))| (worker.to_string(), *at))
+            else {
                 return assert!(self.cohort().is_some(), "there is no training");
             };
             self.finish(&name, attempt);

@@ -249,7 +249,8 @@ fn other_work_gets_workers_back_but_for_half() {
     let members = cluster.cohort().unwrap().1;
     assert!(members.len() < 4 && members.len() >= 2, "{members:?}");
     // What was lent has to end its part first.
-    let lent = ["w1", "w2", "w3", "w4"].into_iter().find(|name| members.iter().all(|(known, _)| known != name));
+    let lent =
+        ["w1", "w2", "w3", "w4"].into_iter().find(|name| members.iter().all(|(known, _)| known != name));
     let (name, attempt) = (lent.unwrap(), cluster.first(lent.unwrap()).unwrap());
     cluster.fail(name, attempt, "stopped on request", true);
     assert_ne!(cluster.first(name), Some(attempt));

@@ -95,7 +95,8 @@ impl TaskContext {
     pub fn member_progress(&self, done: u64, total: u64, detail: &str, pace: Pace) {
         let last = total > 0 && done >= total;
         let Ok(mut said) = self.said.lock() else { return };
-        let recently = |(at, waiting): (Instant, bool)| waiting == pace.waiting && at.elapsed() < PROGRESS_PAUSE;
+        let recently =
+            |(at, waiting): (Instant, bool)| waiting == pace.waiting && at.elapsed() < PROGRESS_PAUSE;
         if !last && said.is_some_and(recently) {
             return;
         }

@@ -52,9 +52,7 @@ fn member(member: proto::CohortMember) -> Result<Member, String> {
 pub(super) fn renumbered(result: ToCoordinator, (id, number): Key) -> ToCoordinator {
     let attempt = Some(attempt(id, number));
     match result {
-        ToCoordinator::Finished(finished) => {
-            ToCoordinator::Finished(proto::Finished { attempt, ..finished })
-        }
+        ToCoordinator::Finished(finished) => ToCoordinator::Finished(proto::Finished { attempt, ..finished }),
         ToCoordinator::Failed(failed) => ToCoordinator::Failed(proto::Failed { attempt, ..failed }),
         other => other,
     }

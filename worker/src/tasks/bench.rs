@@ -142,7 +142,12 @@ impl Seat<'_> {
 
     /// Whether the cohort goes on without this worker until it says that it is ready.
     pub fn stands_by(&self) -> bool {
-        self.context.control().borrow().generation.as_ref().is_some_and(|generation| generation.members.is_empty())
+        self.context
+            .control()
+            .borrow()
+            .generation
+            .as_ref()
+            .is_some_and(|generation| generation.members.is_empty())
     }
 }
 

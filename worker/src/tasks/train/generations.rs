@@ -193,7 +193,7 @@ impl Course<'_> {
         if membership.deals().len() == 1 {
             return Ok(());
         }
-                let mine = Stand { step: self.step, digest: self.trainer.state_digest() };
+        let mine = Stand { step: self.step, digest: self.trainer.state_digest() };
         let all = membership.all_gather((0, STATE_ROUND), mine.encode(), &self.standing)?;
         let stands: Vec<_> = all.iter().map(Stand::decode).collect();
         for (rank, stand) in stands.iter().enumerate() {
@@ -223,8 +223,11 @@ impl Course<'_> {
     /// Members have different bits after the same steps. Most of them are right; without a majority nobody's memory
     /// counts, and the next generation begins with what the store has.
     fn dispute(&mut self, membership: &Membership<'_>, step: u64, minority: &[usize]) -> Broken {
-        let peers: Vec<_> =
-            minority.iter().filter(|rank| **rank != membership.rank()).map(|rank| membership.worker(*rank)).collect();
+        let peers: Vec<_> = minority
+            .iter()
+            .filter(|rank| **rank != membership.rank())
+            .map(|rank| membership.worker(*rank))
+            .collect();
         if 2 * minority.len() >= membership.deals().len()
             && let Err(error) = self.reset()
         {
@@ -248,7 +251,8 @@ impl Course<'_> {
             suspect: true,
             message: format!("the state of step {} from {}: {what}", best.step, membership.worker(source)),
         };
-        let state = decode_state(&bytes, self.trainer.params.len()).ok_or_else(|| wrong("not as it must be"))?;
+        let state =
+            decode_state(&bytes, self.trainer.params.len()).ok_or_else(|| wrong("not as it must be"))?;
         let step = state.step;
         self.trainer.restore(state)?;
         self.step = step;
@@ -312,7 +316,8 @@ fn choose(stands: &[Stand]) -> Choice {
     let furthest: Vec<(usize, Stand)> =
         stands.iter().copied().enumerate().filter(|(_, stand)| stand.step == step).collect();
     let count = |digest: u64| furthest.iter().filter(|(_, stand)| stand.digest == digest).count();
-    let most = furthest.iter().max_by_key(|(_, stand)| (count(stand.digest), stand.digest)).map(|(_, stand)| *stand);
+    let most =
+        furthest.iter().max_by_key(|(_, stand)| (count(stand.digest), stand.digest)).map(|(_, stand)| *stand);
     let Some(best) = most else { return Choice::Disputed { step, minority: Vec::new() } };
     let others: Vec<usize> =
         furthest.iter().filter(|(_, stand)| *stand != best).map(|(rank, _)| *rank).collect();
@@ -365,7 +370,8 @@ mod tests {
     #[test]
     fn the_most_advanced_state_that_members_agree_on_wins() {
         let check = |stands: &[(u64, u64)], expected: Choice| {
-            let stands: Vec<_> = stands.iter().map(|(step, digest)| Stand { step: *step, digest: *digest }).collect();
+            let stands: Vec<_> =
+                stands.iter().map(|(step, digest)| Stand { step: *step, digest: *digest }).collect();
             assert_eq!(choose(&stands), expected, "{stands:?}");
         };
         let agreed = |step, digest| Choice::Agreed(Stand { step, digest });

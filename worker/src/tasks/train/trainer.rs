@@ -14,10 +14,10 @@ use crate::training::checkpoint::Checkpoint;
 use crate::training::digest::digest;
 use crate::training::tree::{TreeSum, Wire, subtrees};
 use crate::vectors::VectorRows;
+use bytes::Bytes;
 use retort_common::ids::WorkerId;
 use retort_common::spec::PhaseSpec;
 use retort_common::task::VectorSet;
-use bytes::Bytes;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -186,7 +186,8 @@ impl Trainer<'_> {
             let Some(Vectors { grows, weights: theirs, values: theirs_values }) =
                 decode(message, deal.len() * width * dim)
             else {
-                let message = format!("step {}: {} bytes of vectors, not as many as it owes", step + 1, message.len());
+                let message =
+                    format!("step {}: {} bytes of vectors, not as many as it owes", step + 1, message.len());
                 return Err(Broken::Trouble { peers: vec![membership.worker(rank)], suspect: true, message });
             };
             leave |= grows;
@@ -198,7 +199,9 @@ impl Trainer<'_> {
             }
             values.extend(theirs_values);
         }
-        for (peers, what) in [(differ, "other weights than here"), (broken, "vectors that are no finite numbers")] {
+        for (peers, what) in
+            [(differ, "other weights than here"), (broken, "vectors that are no finite numbers")]
+        {
             let names: Vec<_> = peers.iter().map(WorkerId::as_str).collect();
             if !names.is_empty() {
                 let message = format!("step {}: {} on {}", step + 1, what, names.join(", "));
@@ -222,7 +225,7 @@ impl Trainer<'_> {
         let mut graphs = graphs.into_iter();
         let mut partials = Vec::new();
         for node in subtrees(deal.clone(), leaves) {
-            let mut sum = TreeSum::of(node.clone(), leaves, Wire::F32);
+            let mut sum = TreeSum::of(&node, leaves, Wire::F32);
             for leaf in node.clone() {
                 let mut total: Option<Vec<f32>> = None;
                 for part in &microbatches[(leaf - deal.start) as usize] {
