@@ -2,6 +2,7 @@
 //!
 //! - [`ids`]: newtypes for every id, and digests
 //! - [`spec`]: the job spec and its input files
+//! - [`model`]: the files of models and what their folders say; [`hub`]: models on the Hugging Face hub
 //! - [`task`]: tasks and the artifacts they make
 //! - [`checkpoint`]: checkpoints of trainings in the store
 //! - [`cohort`]: the workers that compute one training together
@@ -16,7 +17,9 @@ pub mod artifact;
 pub mod checkpoint;
 pub mod client;
 pub mod cohort;
+pub mod hub;
 pub mod ids;
+pub mod model;
 pub mod net;
 pub mod proto;
 pub mod spec;
