@@ -58,6 +58,16 @@ parity-metrics: parity-setup
     RETORT_METRICS_PARITY="$PWD/target/parity/metrics" \
         cargo test --package retort-worker random_values_equal_ir_measures -- --ignored
 
+# Search, quantisers and BM25 against faiss and bm25s: the same results, on VECTORS.npy and QUERIES.npy or synthetic ones.
+parity-search *VECTORS: parity-setup
+    cargo build --release --package retort-worker --example search_peer
+    {{ venv }}/bin/python tests/parity/search.py parity target/release/examples/search_peer {{ VECTORS }}
+
+# Search, quantisers and BM25 beside faiss and bm25s, alternating, two threads each.
+bench-search *ARGS: parity-setup
+    cargo build --release --package retort-worker --example search_peer
+    {{ venv }}/bin/python tests/parity/search.py bench target/release/examples/search_peer {{ ARGS }}
+
 # Shard a synthetic psgs_w100.tsv of 5 million lines (3.4 GB under FOLDER): megabytes a second and peak memory.
 bench-shard LINES="5000000" THREADS="2" FOLDER="/tmp":
     cargo bench --package retort-worker --bench shard -- {{ LINES }} {{ THREADS }} {{ FOLDER }}

@@ -46,6 +46,10 @@ pub enum Verb {
     Eval(EvalArgs),
     /// Start a coordinator.
     Coordinator(CoordinatorArgs),
+    /// Embed passages with a finished student and write an index, without a cluster.
+    Encode(EncodeArgs),
+    /// Search an index, without a cluster.
+    Search(SearchArgs),
     /// Print the version.
     Version,
 }
@@ -344,6 +348,60 @@ pub struct CoordinatorArgs {
     pub tls: Tls,
     #[command(flatten)]
     pub process: Process,
+}
+
+#[derive(Debug, Args)]
+pub struct EncodeArgs {
+    /// The model: a folder as a job's report exports it, or another of sentence-transformers.
+    #[arg(value_name = "MODEL_DIR")]
+    pub model: PathBuf,
+    /// Passages, JSON Lines with _id, title and text; .gz or plain.
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Where to write the index: a new or empty folder.
+    #[arg(long, value_name = "INDEX_DIR")]
+    pub index: PathBuf,
+    /// How passages are kept: vectors, pq-BYTES, opq-BYTES, int8 or binary; quantisers are fitted to these passages.
+    #[arg(long, value_name = "HOW", default_value = "vectors")]
+    pub keep: String,
+    /// Compute threads; as many as cores without it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+}
+
+#[derive(Debug, Args)]
+pub struct SearchArgs {
+    /// An index that `retort encode` wrote.
+    #[arg(value_name = "INDEX_DIR")]
+    pub index: PathBuf,
+    /// Questions.
+    #[arg(value_name = "QUESTION")]
+    pub queries: Vec<String>,
+    /// Questions from a file, JSON Lines with _id and text; .gz or plain.
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// The model that embeds questions; the one that embedded the passages without it.
+    #[arg(long, value_name = "MODEL_DIR")]
+    pub model: Option<PathBuf>,
+    /// Passages for each question; fewer where the index has fewer.
+    #[arg(short, value_name = "K", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub k: u32,
+    /// Compute threads; as many as cores without it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    #[arg(long, short, value_name = "FORMAT", default_value = "text")]
+    pub output: FoundFormat,
+}
+
+/// How passages that were found are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FoundFormat {
+    /// For people.
+    Text,
+    /// One object for each question.
+    Jsonl,
+    /// TREC's run format.
+    Trec,
 }
 
 #[derive(Debug, Args)]

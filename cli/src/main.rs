@@ -6,6 +6,7 @@
 //! - [`eval`]: metrics of run files, without a cluster
 //! - [`run`]: a whole cluster on this machine, for one job
 //! - [`export`]: results in the formats of other programs
+//! - [`local`]: verbs that need no cluster
 //! - [`serve`]: the coordinator's and the worker's process
 //! - [`config`]: where the coordinator is
 //! - [`output`]: tables and JSON
@@ -17,6 +18,7 @@ mod dataset;
 mod eval;
 mod exit;
 mod export;
+mod local;
 mod output;
 mod run;
 mod serve;
@@ -72,8 +74,10 @@ async fn dispatch(verb: Verb) -> anyhow::Result<Exit> {
             None => serve::worker(args.start).await,
         },
         Verb::Dataset(args) => dataset::dataset(args).await,
-        Verb::Eval(args) => eval::eval(&args),
+        Verb::Eval(args) => tokio::task::spawn_blocking(move || eval::eval(&args)).await?,
         Verb::Coordinator(args) => serve::coordinator(args).await,
+        Verb::Encode(args) => local::encode(args).await,
+        Verb::Search(args) => local::search(args).await,
         Verb::Version => {
             output::line(&format!("retort {}", env!("CARGO_PKG_VERSION")))?;
             Ok(Exit::Ok)

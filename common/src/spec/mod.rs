@@ -3,15 +3,18 @@
 //! - [`JobSpec`] and its parts: every key with its meaning, unit and default
 //! - [`parse`](parse()): TOML and `--set k=v` to a checked spec; errors name line, key and the nearest valid key
 //! - [`digest`](digest()): names what a job is asked to do
+//! - [`baselines`]: the rows that learn without a label
 //! - `corpus`: where passages, questions and judgements come from
 //! - [`inputs`]: the files a spec names, with the digests recorded at submit
 
+pub mod baselines;
 mod check;
 mod corpus;
 pub mod inputs;
 mod parse;
 mod teacher;
 
+pub use baselines::BaselinesSpec;
 pub use check::{ContradictionError, check};
 pub use corpus::{AnswerRule, CorpusFormat, CorpusPreset, CorpusSpec, FileFormat, FileList, FileRef};
 pub use parse::{SpecError, parse};
@@ -122,26 +125,6 @@ pub enum MiningSource {
     Bm25,
     /// Negatives that the training files bring along, in their order.
     Given,
-}
-
-/// Unsupervised rows of the report.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct BaselinesSpec {
-    /// Dimensions to reduce the teacher's vectors to by PCA. Students' dimensions are always added.
-    pub pca: Vec<u32>,
-    /// Whether BM25 gets a row.
-    pub bm25: bool,
-    /// BM25's k1.
-    pub bm25_k1: f64,
-    /// BM25's b.
-    pub bm25_b: f64,
-}
-
-impl Default for BaselinesSpec {
-    fn default() -> Self {
-        Self { pca: Vec::new(), bm25: true, bm25_k1: 0.9, bm25_b: 0.4 }
-    }
 }
 
 /// A model to train.

@@ -103,6 +103,28 @@ pub enum Task {
         /// The kernels' fingerprint.
         fingerprint: String,
     },
+    /// A baseline's quantiser for vectors. Meta: dim, bytes, rows.
+    FitBaseline {
+        /// The passages' vectors.
+        vectors: Vec<ArtifactId>,
+        /// Applied first.
+        reduce: Option<PcaReduction>,
+        /// How passages are kept.
+        method: QuantizerMethod,
+        /// Seed of samples and first centroids.
+        seed: u64,
+        /// The kernels' fingerprint.
+        fingerprint: String,
+    },
+    /// One shard of vectors to codes [rows, bytes]. Meta: rows, bytes, first_row.
+    Encode {
+        /// What makes the codes.
+        quantizer: ArtifactId,
+        /// The vectors.
+        vectors: ArtifactId,
+        /// The kernels' fingerprint.
+        fingerprint: String,
+    },
     /// A quantiser of passages' vectors. Meta: bytes, dim, rows.
     FitQuantizer {
         /// The vectors it is fitted to.
