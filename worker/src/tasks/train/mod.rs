@@ -48,7 +48,6 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
     let signal = signal_vectors;
     let tower = Tower::new(shape.tower.clone(), &params, &bench.device).map_err(TaskError::input)?;
     let trainer = Trainer {
-        bench,
         phase,
         objective: objective(loss, *normalize),
         optimizer: optimizer(&tower, phase),

@@ -51,7 +51,6 @@ impl CachedVectors {
 
 /// The state of a phase in work.
 pub(super) struct Trainer<'a> {
-    pub(super) bench: &'a Workbench<'a>,
     pub(super) phase: &'a PhaseSpec,
     pub(super) objective: Objective,
     pub(super) optimizer: AdamW,
