@@ -7,6 +7,7 @@
 //! - [`mod@json`]: the same for programs, report.json
 //! - [`table`]: the table on the terminal
 //! - [`html`]: report.html, one page that asks nothing of the network
+//! - [`tensorboard`]: loss curves as event files
 
 pub mod data;
 pub mod format;
@@ -14,6 +15,7 @@ pub mod html;
 pub mod json;
 pub mod summary;
 pub mod table;
+pub mod tensorboard;
 
 #[cfg(test)]
 mod sample;
@@ -27,3 +29,4 @@ pub use data::{
 pub use html::render_html;
 pub use json::render_json;
 pub use table::render_table;
+pub use tensorboard::event_file;

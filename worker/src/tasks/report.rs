@@ -8,7 +8,7 @@ use crate::metrics::significance::randomization_test;
 use crate::mining::{Audit, GapHistogram};
 use crate::report::{
     Comparison, FilterCount, Histogram, Kind, NegativesAudit, Phase, ReportData, Row, Shortfall, StageTime,
-    Training, render_html, render_json, render_table,
+    Training, event_file, render_html, render_json, render_table,
 };
 use retort_common::task::{ArtifactId, ReportRow, Task};
 use serde_json::json;
@@ -35,6 +35,12 @@ pub fn report(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError>
             copy(bench, export, &folder, &format!("models/{}/", row.name))?;
         }
         bench.progress.progress(0, 0, &row.name);
+    }
+    for Training { student, phases } in &data.training {
+        for (number, phase) in phases.iter().enumerate() {
+            let name = format!("tensorboard/{student}/phase-{}/events.out.tfevents.0.retort", number + 1);
+            bench.wait(store.put(&format!("{folder}/{name}"), event_file(&phase.steps).into()))?;
+        }
     }
     let mut parts = Vec::new();
     for (name, text) in rendered {
