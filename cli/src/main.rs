@@ -3,6 +3,7 @@
 //! - [`args`]: the command line
 //! - [`verbs`]: the client's verbs
 //! - [`run`]: a whole cluster on this machine, for one job
+//! - [`export`]: results in the formats of other programs
 //! - [`serve`]: the coordinator's and the worker's process
 //! - [`config`]: where the coordinator is
 //! - [`output`]: tables and JSON
@@ -11,6 +12,7 @@
 mod args;
 mod config;
 mod exit;
+mod export;
 mod output;
 mod run;
 mod serve;
@@ -60,6 +62,7 @@ async fn dispatch(verb: Verb) -> anyhow::Result<Exit> {
         Verb::Logs(args) => verbs::logs(args).await,
         Verb::Wait(args) => verbs::wait(args).await,
         Verb::Cancel(args) => verbs::cancel(args).await,
+        Verb::Export(args) => export::export(args).await,
         Verb::Worker(args) => match args.verb {
             Some(WorkerVerb::List(list)) => verbs::worker_list(list, &args.start.connect).await,
             None => serve::worker(args.start).await,

@@ -6,9 +6,11 @@
 //! - [`format`]: numbers and names as text
 //! - [`mod@json`]: the same for programs, report.json
 //! - [`table`]: the table on the terminal
+//! - [`card`]: a student's model card
 //! - [`html`]: report.html, one page that asks nothing of the network
 //! - [`tensorboard`]: loss curves as event files
 
+pub mod card;
 pub mod data;
 pub mod format;
 pub mod html;
@@ -22,6 +24,7 @@ mod sample;
 #[cfg(test)]
 mod tests;
 
+pub use card::model_card;
 pub use data::{
     Comparison, FilterCount, Histogram, Kind, NegativesAudit, Phase, ReportData, Row, Shortfall, StageTime,
     StepPoint, SuspiciousNegative, Training,
