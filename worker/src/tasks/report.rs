@@ -37,7 +37,19 @@ pub fn report(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError>
         }
         bench.progress.progress(0, 0, &row.name);
     }
-    Training, event_file, model_card, render_html, render_json, render_table,
+    for Training { student, phases } in &data.training {
+        for (number, phase) in phases.iter().enumerate() {
+            let name = format!("tensorboard/{student}/phase-{}/events.out.tfevents.0.retort", number + 1);
+            bench.wait(store.put(&format!("{folder}/{name}"), event_file(&phase.steps).into()))?;
+        }
+    }
+    let catalog = catalog(task, &data, &chosen)?;
+    for (student, card) in &catalog.cards {
+        let path = format!("{folder}/models/{student}/README.md");
+        bench.wait(store.put(&path, card.clone().into_bytes().into()))?;
+    }
+    let text = serde_json::to_string_pretty(&catalog).map_err(TaskError::input)? + "\n";
+    bench.wait(store.put(&format!("{folder}/{CATALOG}"), text.into_bytes().into()))?;
     let mut parts = Vec::new();
     for (name, text) in rendered {
         bench.wait(store.put(&format!("{folder}/{name}"), text.clone().into_bytes().into()))?;
