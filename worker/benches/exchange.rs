@@ -3,6 +3,8 @@
 //! The parent starts the members of both as processes, lets them reduce in turn, and takes the slowest member's time
 //! of each round. Members do what training does: gRPC over TCP, checksums, the canonical tree.
 
+#![allow(clippy::print_stdout)]
+
 use retort_common::net::{NetOptions, TlsFiles};
 use retort_worker::exchange::{Exchange, ExchangeConfig, Member, Roster, Wire};
 use retort_worker::training::tree::subtrees;
@@ -125,20 +127,23 @@ impl Group {
     }
 
     fn hear(&mut self) -> Result<Vec<String>, Failure> {
-        let hear = |(_, _, output): &mut (Child, ChildStdin, BufReader<ChildStdout>)| {
+        let mut lines = Vec::new();
+        for (_, _, output) in &mut self.members {
             let mut line = String::new();
-            match output.read_line(&mut line)? {
-                0 => Err("a member ended".into()),
-                _ => Ok(line.trim().to_owned()),
+            if output.read_line(&mut line)? == 0 {
+                return Err("a member ended".into());
             }
-        };
-        self.members.iter_mut().map(hear).collect()
+            lines.push(line.trim().to_owned());
+        }
+        Ok(lines)
     }
 
     /// Every member's numbers, seconds.
     fn round(&mut self) -> Result<Vec<Vec<f64>>, Failure> {
         self.say("go")?;
-        let numbers = |line: String| line.split(' ').map(|word| Ok(word.parse()?)).collect();
+        let numbers = |line: String| -> Result<Vec<f64>, Failure> {
+            line.split(' ').map(|word| word.parse::<f64>().map_err(Failure::from)).collect()
+        };
         self.hear()?.into_iter().map(numbers).collect()
     }
 }
