@@ -10,24 +10,36 @@ use super::catalog::{Catalog, CatalogRow};
 use super::embeddings::{ParquetEmbeddings, npy_header, write_values};
 use super::faiss::{FaissError, FaissIndex, Storage, Transform};
 use super::{Format, Output, write_error};
-use crate::fit::pca::Pca;
+use crate::fit::{AffineMap, Code, Quantizer};
 use crate::matrix::Matrix;
-use crate::tasks::fit::load_pca;
+use crate::tasks::baseline::{self, load_codes, reduction_map};
 use crate::tasks::{TaskError, VECTORS, Workbench};
 use crate::vectors::read_vectors;
 
 /// The vectors of one side of a row, as they are searched.
 struct Source<'a> {
     shards: &'a [ArtifactId],
-    reduce: Option<(Pca, usize, bool)>,
+    /// Applied to vectors; codes have been through it.
+    reduce: Option<AffineMap>,
+    /// Reads the shards, where they are codes.
+    decode: Option<&'a Quantizer>,
     dim: usize,
     rows: u64,
 }
 
 impl<'a> Source<'a> {
-    fn open(bench: &Workbench<'_>, row: &CatalogRow, shards: &'a [ArtifactId]) -> Result<Self, TaskError> {
-        let mut dim = 0;
-        let mut rows = 0;
+    /// The passages or the questions of a row; `quantizer` is that of a row that keeps codes.
+    fn open(
+        bench: &Workbench<'_>,
+        row: &'a CatalogRow,
+        passages: bool,
+        quantizer: Option<&'a Quantizer>,
+    ) -> Result<Self, TaskError> {
+        let vectors = row.vectors.as_ref().ok_or_else(|| no_vectors(row))?;
+        let codes = row.codes.as_ref().filter(|_| passages).map(|codes| codes.codes.as_slice());
+        let plain = if passages { vectors.passages.as_slice() } else { vectors.queries.as_slice() };
+        let shards = codes.unwrap_or(plain);
+        let (mut dim, mut rows) = (0, 0);
         for shard in shards {
             let meta = bench.manifest(shard)?.meta;
             let number = |key: &str| {
@@ -36,14 +48,21 @@ impl<'a> Source<'a> {
                     .ok_or_else(|| TaskError::Input(format!("the manifest of {shard} has no {key}")))
             };
             rows += number("rows")?;
-            dim = number("dim")? as usize;
+            if codes.is_none() {
+                dim = number("dim")? as usize;
+            }
         }
-        let reduce = match &row.reduce {
-            Some(reduce) => Some((load_pca(bench, &reduce.pca)?, reduce.dim as usize, reduce.renormalize)),
-            None => None,
+        let reduce = match (quantizer, &row.reduce) {
+            (Some(quantizer), _) => quantizer.map.clone(),
+            (None, Some(reduce)) => Some(reduction_map(bench, reduce)?),
+            (None, None) => None,
         };
-        let dim = reduce.as_ref().map_or(dim, |(_, dim, _)| *dim);
-        Ok(Self { shards, reduce, dim, rows })
+        let dim = match (quantizer, &reduce) {
+            (Some(quantizer), _) => quantizer.dim(),
+            (None, Some(map)) => map.output(),
+            (None, None) => dim,
+        };
+        Ok(Self { shards, reduce, decode: quantizer.filter(|_| codes.is_some()), dim, rows })
     }
 
     fn each(
@@ -53,12 +72,14 @@ impl<'a> Source<'a> {
     ) -> Result<(), TaskError> {
         for (at, shard) in self.shards.iter().enumerate() {
             bench.go_on()?;
-            let vectors = read_vectors(&bench.part(shard, VECTORS)?)?;
-            let vectors = match &self.reduce {
-                Some((pca, dim, renormalize)) => {
-                    pca.project(&vectors, *dim, true, *renormalize).map_err(TaskError::input)?
+            let read = || -> Result<Matrix, TaskError> { Ok(read_vectors(&bench.part(shard, VECTORS)?)?) };
+            let vectors = match (self.decode, &self.reduce) {
+                (Some(quantizer), _) => {
+                    let (_, codes) = load_codes(bench, shard)?;
+                    quantizer.decode(&codes).map_err(TaskError::input)?
                 }
-                None => vectors,
+                (None, Some(map)) => map.apply(&read()?, bench.threads),
+                (None, None) => read()?,
             };
             if vectors.dim() != self.dim {
                 let found = vectors.dim();
@@ -69,6 +90,11 @@ impl<'a> Source<'a> {
         }
         Ok(())
     }
+}
+
+/// The quantiser of a row that keeps codes.
+fn quantizer(bench: &Workbench<'_>, row: &CatalogRow) -> Result<Option<Quantizer>, TaskError> {
+    row.codes.as_ref().map(|codes| baseline::load(bench, &codes.quantizer)).transpose()
 }
 
 /// The ids of a shard of either side and its first row.
@@ -104,10 +130,10 @@ pub(super) fn embeddings(
     format: Format,
     output: &mut Output,
 ) -> Result<Value, TaskError> {
-    let vectors = row.vectors.as_ref().ok_or_else(|| no_vectors(row))?;
+    let quantizer = quantizer(bench, row)?;
     let mut facts = json!({});
-    for (side, shards) in [("passages", &vectors.passages), ("queries", &vectors.queries)] {
-        let source = Source::open(bench, row, shards)?;
+    for side in ["passages", "queries"] {
+        let source = Source::open(bench, row, side == "passages", quantizer.as_ref())?;
         facts[side] = json!({ "rows": source.rows, "dim": source.dim });
         let about = [
             ("job", catalog.job.clone()),
@@ -187,8 +213,20 @@ pub(super) fn index(
     row: &CatalogRow,
     output: &mut Output,
 ) -> Result<Value, TaskError> {
-    let vectors = row.vectors.as_ref().ok_or_else(|| no_vectors(row))?;
-    let source = Source::open(bench, row, &vectors.passages)?;
+    if row.codes.as_ref().is_some_and(|codes| codes.hamming) {
+        let message =
+            format!("{:?} ranks by Hamming distance, not by inner products; export its runs", row.name);
+        return Err(TaskError::Input(message));
+    }
+    let quantizer = quantizer(bench, row)?;
+    let source = Source::open(bench, row, true, quantizer.as_ref())?;
+    // Other codes than those of a product quantiser are stored as the vectors that they stand for.
+    let storage = match quantizer.as_ref().map(|quantizer| &quantizer.code) {
+        Some(Code::Product(pq)) => {
+            Storage::Product { subspaces: pq.subquantizers(), centroids: pq.codebooks().to_vec() }
+        }
+        _ => Storage::Flat,
+    };
     let mut names = Vec::with_capacity(source.rows as usize);
     for shard in 0..source.shards.len() {
         names.extend(shard_ids(bench, catalog, "passages", shard)?.1);
@@ -197,20 +235,28 @@ pub(super) fn index(
     let own = numbers.is_some();
     let ids = numbers.unwrap_or_else(|| (0..names.len() as i64).collect());
     let index = FaissIndex {
-        dim: source.reduce.as_ref().map_or(source.dim, |(pca, _, _)| pca.dim),
+        dim: source.reduce.as_ref().map_or(source.dim, AffineMap::input),
         transforms: transforms(&source),
-        storage: Storage::Flat,
+        storage,
         count: source.rows,
     };
     output.file("passages.faiss", |out| {
-        let fill = |out: &mut dyn Write| {
-            source.each(bench, |_, vectors| write_values(out, &vectors).map_err(write_error))
+        let fill = |out: &mut dyn Write| match &index.storage {
+            Storage::Flat => {
+                source.each(bench, |_, vectors| write_values(out, &vectors).map_err(write_error))
+            }
+            Storage::Product { .. } => source.shards.iter().try_for_each(|shard| {
+                bench.go_on()?;
+                let (_, codes) = load_codes(bench, shard)?;
+                out.write_all(codes.data()).map_err(write_error)
+            }),
         };
         index.write(out, fill, ids.iter().copied())
     })?;
     write_ids(output, "passages", &names)?;
     Ok(json!({
         "rows": source.rows, "dim": index.dim, "stored_dim": source.dim, "metric": "inner_product",
+        "bytes_per_passage": index.code_bytes(),
         "ids": if own { "the corpus' own" } else { "row numbers, from 0, of passages.ids.txt" },
     }))
 }
@@ -231,12 +277,15 @@ fn plain_number(id: &str) -> Option<i64> {
 
 /// What faiss must do to a question before it searches: PCA's centring and projection, then unit length.
 fn transforms(source: &Source<'_>) -> Vec<Transform> {
-    let Some((pca, dim, renormalize)) = &source.reduce else { return Vec::new() };
-    let rows = || pca.components.chunks_exact(pca.dim).take(*dim);
-    let weight = rows().flatten().map(|value| *value as f32).collect();
-    let bias = rows().map(|row| -row.iter().zip(&pca.mean).map(|(a, b)| a * b).sum::<f64>() as f32).collect();
-    let mut transforms = vec![Transform::Linear { input: pca.dim, weight, bias }];
-    if *renormalize {
+    let Some(map) = &source.reduce else { return Vec::new() };
+    let rows = map.weight().chunks_exact(map.input());
+    let product = |row: &[f32]| -> f64 {
+        row.iter().zip(map.offset()).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    let bias = rows.map(|row| -product(row) as f32).collect();
+    let weight = map.weight().to_vec();
+    let mut transforms = vec![Transform::Linear { input: map.input(), weight, bias }];
+    if map.normalizes() {
         transforms.push(Transform::Normalize);
     }
     transforms

@@ -48,7 +48,7 @@ impl Planner<'_, '_> {
         let last = phases.last().cloned().ok_or_else(missing)?;
         let vectors = self.student_vectors(base, student, &last);
         let export = self.export_student(student, &last);
-        Ok(Trained { phases, last, kind: student.kind, vectors, export })
+        Ok(Trained { phases, last, kind: student.kind, vectors, export: Some(export), bytes: None })
     }
 
     pub(super) fn start(
@@ -71,6 +71,7 @@ impl Planner<'_, '_> {
                 let dim = student.dim.ok_or_else(|| missing("dim"))?;
                 StudentStart::Head { input, dim, hidden: student.hidden, init }
             }
+            StudentKind::Quantised => return Err(missing("dim")),
             StudentKind::Encoder => StudentStart::Encoder {
                 files: self.model_files(student).clone(),
                 layers: student.layers.clone(),
@@ -118,6 +119,7 @@ impl Planner<'_, '_> {
             negatives: negatives.filter(|_| mined).cloned(),
             negatives_per_row: if mined { phase.negatives } else { 0 },
             corpus_samples: phase.corpus_samples,
+            unlabelled: (phase.unlabelled * f64::from(phase.batch)).round() as u32,
             batch: phase.batch,
             length,
             tokens,
@@ -135,7 +137,7 @@ impl Planner<'_, '_> {
         let inputs = self.context.inputs;
         let normalize = self.normalizes();
         match student.kind {
-            StudentKind::Head => {
+            StudentKind::Head | StudentKind::Quantised => {
                 let mut project = |vectors: &ArtifactId| {
                     self.add(Task::Project {
                         student: last.clone(),
@@ -189,7 +191,7 @@ impl Planner<'_, '_> {
 }
 
 /// The earlier head student of that name.
-fn head<'t>(
+pub(super) fn head<'t>(
     student: &StudentSpec,
     name: &str,
     earlier: &'t BTreeMap<&str, Trained>,
