@@ -4,7 +4,7 @@ mod document;
 mod table;
 
 pub use document::{dry_run, job_json, log_json};
-pub use table::{describe, duration, log_text, timestamp};
+pub use table::{columns, describe, duration, log_text, timestamp};
 
 use crate::args::Format;
 use retort_common::client::{JobView, WorkerView};

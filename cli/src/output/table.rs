@@ -124,7 +124,8 @@ pub fn timestamp(unix_ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
-fn columns(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+/// Aligned columns without borders.
+pub fn columns(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.iter().copied()).add_rows(rows);
     // The distance between columns stands on the right only, so that lines begin at the margin.

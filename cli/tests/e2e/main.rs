@@ -2,6 +2,7 @@
 //!
 //! - [`command`]: the command line alone: exit codes, what goes to which stream
 //! - [`control`]: a coordinator without workers, and what its clients are told
+//! - [`data`]: other layouts than BEIR's, `dataset check` and `eval`
 //! - [`job`]: whole jobs, by `retort run` and on a cluster started by hand
 //! - [`kill`]: whole jobs while processes are killed
 //! - [`bad_input`]: every kind of damaged input, and that nothing of it stays behind
@@ -11,6 +12,7 @@
 mod bad_input;
 mod command;
 mod control;
+mod data;
 mod fixture;
 mod job;
 #[cfg(target_os = "linux")]

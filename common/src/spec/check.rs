@@ -1,5 +1,6 @@
 //! Contradictions between the keys of a spec, found before anything runs.
 
+use super::baselines::row_name;
 use super::{
     CodeKind, JobSpec, LossKind, LossScope, LossSpec, PhaseData, PhaseSpec, StudentKind, StudentSpec,
 };
@@ -47,9 +48,8 @@ pub fn check(spec: &JobSpec) -> Check {
     check_sets(spec)?;
     check_teacher(spec)?;
     check_mining(spec)?;
-    for dim in &spec.baselines.pca {
-        within(*dim, 1, LARGEST_DIM, &["baselines", "pca"])?;
-    }
+    let mut names = BTreeSet::from(["teacher".to_owned(), "bm25".to_owned()]);
+    check_baselines(spec, &mut names)?;
     ensure(spec.baselines.bm25_k1 >= 0.0, &["baselines", "bm25_k1"], "must not be negative")?;
     ensure(
         (0.0..=1.0).contains(&spec.baselines.bm25_b),
@@ -65,7 +65,6 @@ pub fn check(spec: &JobSpec) -> Check {
     for metric in &spec.evaluate.metrics {
         check_metric(metric, spec.evaluate.depth)?;
     }
-    let mut names = BTreeSet::from(["teacher", "bm25"]);
     for (index, student) in spec.student.iter().enumerate() {
         let index = index.to_string();
         let path = ["student", index.as_str()];
@@ -73,9 +72,45 @@ pub fn check(spec: &JobSpec) -> Check {
             "{:?} is taken, begins with \"pca-\" or is not plain: every row needs a name of its own",
             student.name
         );
-        let own = plain(&student.name) && !student.name.starts_with("pca-") && names.insert(&student.name);
+        let own =
+            plain(&student.name) && !student.name.starts_with("pca-") && names.insert(student.name.clone());
         ensure(own, &[path[0], path[1], "name"], taken)?;
         check_student(spec, student, &path)?;
+    }
+    Ok(())
+}
+
+/// Baselines' numbers and names; which fit the vectors is known when those are.
+fn check_baselines(spec: &JobSpec, names: &mut BTreeSet<String>) -> Check {
+    let baselines = &spec.baselines;
+    let known = |name: &String| name == "teacher" || spec.student.iter().any(|student| student.name == *name);
+    for source in &baselines.on {
+        let message = format!("{source:?} is neither \"teacher\" nor a student");
+        ensure(known(source), &["baselines", "on"], message)?;
+    }
+    for dim in &baselines.pca {
+        within(*dim, 1, LARGEST_DIM, &["baselines", "pca"])?;
+    }
+    for (key, list) in [("pq", &baselines.pq), ("opq", &baselines.opq)] {
+        for bytes in list {
+            within(*bytes, 1, LARGEST_DIM, &["baselines", key])?;
+        }
+    }
+    for (key, list) in [("pca_pq", &baselines.pca_pq), ("pca_opq", &baselines.pca_opq)] {
+        for code in list {
+            let path = ["baselines", key];
+            within(code.dim, 1, LARGEST_DIM, &path)?;
+            let divides = code.bytes > 0 && code.dim.is_multiple_of(code.bytes);
+            let message = format!("\"{code}\": {} bytes do not divide {} dimensions", code.bytes, code.dim);
+            ensure(divides, &path, message)?;
+        }
+    }
+    for source in &baselines.on {
+        for (name, _) in baselines.rows() {
+            let name = row_name(source, &name);
+            let message = format!("{name:?} is asked for twice");
+            ensure(names.insert(name), &["baselines"], message)?;
+        }
     }
     Ok(())
 }

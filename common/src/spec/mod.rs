@@ -3,14 +3,20 @@
 //! - [`JobSpec`] and its parts: every key with its meaning, unit and default
 //! - [`parse`](parse()): TOML and `--set k=v` to a checked spec; errors name line, key and the nearest valid key
 //! - [`digest`](digest()): names what a job is asked to do
+//! - [`baselines`]: the rows that learn without a label
+//! - `corpus`: where passages, questions and judgements come from
 //! - [`inputs`]: the files a spec names, with the digests recorded at submit
 
+pub mod baselines;
 mod check;
+mod corpus;
 pub mod inputs;
 mod parse;
 mod teacher;
 
+pub use baselines::BaselinesSpec;
 pub use check::{ContradictionError, check};
+pub use corpus::{AnswerRule, CorpusFormat, CorpusPreset, CorpusSpec, FileFormat, FileList, FileRef};
 pub use parse::{SpecError, parse};
 pub use teacher::{Pooling, TeacherSpec};
 
@@ -35,6 +41,7 @@ pub struct JobSpec {
     /// The passages and questions.
     pub corpus: CorpusSpec,
     /// Which sets of judgements serve which purpose.
+    #[serde(default)]
     pub sets: SetsSpec,
     /// The model to learn from.
     pub teacher: TeacherSpec,
@@ -52,34 +59,8 @@ pub struct JobSpec {
     pub evaluate: EvaluateSpec,
 }
 
-/// Where passages, questions and judgements come from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CorpusSpec {
-    /// Layout of the files.
-    #[serde(default)]
-    pub format: CorpusFormat,
-    /// A folder, relative to the spec, or a URL: corpus.jsonl, queries.jsonl (each also .gz), qrels/SET.tsv.
-    pub path: String,
-    /// Passages in a shard, the unit of embedding and search.
-    #[serde(default = "default_rows_per_shard")]
-    pub rows_per_shard: u32,
-    /// Malformed records to count and skip before the job fails.
-    #[serde(default)]
-    pub max_bad_records: u64,
-}
-
-/// Layout of a corpus.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CorpusFormat {
-    /// corpus.jsonl and queries.jsonl with `_id`, `title`, `text`; qrels with a header row.
-    #[default]
-    Beir,
-}
-
-/// Sets of judgements by purpose; a set `S` is read from `qrels/S.tsv`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Sets of judgements by purpose.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetsSpec {
     /// Their questions train the students.
@@ -142,26 +123,8 @@ pub enum MiningSource {
     Teacher,
     /// BM25 with the parameters under `baselines`.
     Bm25,
-}
-
-/// Unsupervised rows of the report.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct BaselinesSpec {
-    /// Dimensions to reduce the teacher's vectors to by PCA. Students' dimensions are always added.
-    pub pca: Vec<u32>,
-    /// Whether BM25 gets a row.
-    pub bm25: bool,
-    /// BM25's k1.
-    pub bm25_k1: f64,
-    /// BM25's b.
-    pub bm25_b: f64,
-}
-
-impl Default for BaselinesSpec {
-    fn default() -> Self {
-        Self { pca: Vec::new(), bm25: true, bm25_k1: 0.9, bm25_b: 0.4 }
-    }
+    /// Negatives that the training files bring along, in their order.
+    Given,
 }
 
 /// A model to train.
@@ -366,10 +329,6 @@ fn is_zero(value: &f64) -> bool {
 
 fn one() -> f64 {
     1.0
-}
-
-fn default_rows_per_shard() -> u32 {
-    1024
 }
 
 fn default_init() -> String {

@@ -13,8 +13,8 @@ pub use parts::*;
 pub use stage::Stage;
 
 use crate::ids::{Digest, JobId, TaskId};
-use crate::spec::inputs::{InputFile, ModelFiles};
-use crate::spec::{CodeKind, LossSpec, MiningSpec, PhaseData, PhaseSpec, Pooling};
+use crate::spec::inputs::{DataFile, ModelFiles};
+use crate::spec::{AnswerRule, CodeKind, LossSpec, MiningSpec, PhaseData, PhaseSpec, Pooling};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -42,20 +42,23 @@ impl fmt::Display for ArtifactId {
 pub enum Task {
     /// Passages to Parquet shards {row, id, title, text}. Meta: rows, shards, bad_records.
     ShardCorpus {
-        /// The passages, BEIR layout.
-        corpus: InputFile,
+        /// The passages: files of them, or files of sets that bring their own.
+        passages: Vec<DataFile>,
         /// Rows in a shard.
         rows_per_shard: u32,
         /// Malformed records to skip.
         max_bad_records: u64,
     },
-    /// Judged questions to Parquet shards {row, id, text, answers} and one table of judgements
-    /// {set, query_row, passage_row, grade}. Meta: rows, shards, sets {name: questions}.
+    /// The sets' questions to Parquet shards {row, id, text, answers}, one table of judgements {set, query_row,
+    /// passage_row, grade} and, where the files bring them, tables of negatives and of a teacher's scores
+    /// {query_row, passage_row, score}. Meta: rows, shards, sets {name: questions}, answers, negatives, scores.
     ShardQueries {
-        /// The questions, BEIR layout.
-        queries: InputFile,
-        /// Judgements by set.
-        qrels: BTreeMap<String, InputFile>,
+        /// Questions beside those that the sets bring along.
+        queries: Vec<DataFile>,
+        /// Judgements, questions with answers, triples and such, by set.
+        sets: BTreeMap<String, Vec<DataFile>>,
+        /// How answers are looked for.
+        answers: AnswerRule,
         /// The passages that judgements may name.
         passages: Table,
         /// Rows in a shard.
@@ -97,6 +100,28 @@ pub enum Task {
     FitPca {
         /// The vectors.
         vectors: Vec<ArtifactId>,
+        /// The kernels' fingerprint.
+        fingerprint: String,
+    },
+    /// A baseline's quantiser for vectors. Meta: dim, bytes, rows.
+    FitBaseline {
+        /// The passages' vectors.
+        vectors: Vec<ArtifactId>,
+        /// Applied first.
+        reduce: Option<PcaReduction>,
+        /// How passages are kept.
+        method: QuantizerMethod,
+        /// Seed of samples and first centroids.
+        seed: u64,
+        /// The kernels' fingerprint.
+        fingerprint: String,
+    },
+    /// One shard of vectors to codes [rows, bytes]. Meta: rows, bytes, first_row.
+    Encode {
+        /// What makes the codes.
+        quantizer: ArtifactId,
+        /// The vectors.
+        vectors: ArtifactId,
         /// The kernels' fingerprint.
         fingerprint: String,
     },
@@ -153,6 +178,8 @@ pub enum Task {
     Mine {
         /// Runs to mix.
         runs: Vec<ArtifactId>,
+        /// Whether negatives that the training files bring along are mixed in first.
+        given: bool,
         /// The questions with their judgements.
         queries: Table,
         /// The corpus, for duplicates and answers.

@@ -22,7 +22,8 @@ impl Task {
             Task::ShardCorpus { .. } => "passages",
             Task::ShardQueries { .. } => "queries",
             Task::Embed { .. } | Task::Project { .. } | Task::Quantize { .. } => "vectors",
-            Task::FitQuantizer { .. } => "quantizer",
+            Task::FitQuantizer { .. } | Task::FitBaseline { .. } => "quantizer",
+            Task::Encode { .. } => "codes",
             Task::FitPca { .. } => "pca",
             Task::FitBm25 { .. } => "bm25",
             Task::Search { .. } | Task::Merge { .. } => "ranking",
@@ -39,8 +40,13 @@ impl Task {
     pub fn stage(&self) -> Stage {
         match self {
             Task::ShardCorpus { .. } | Task::ShardQueries { .. } => Stage::Shard,
-            Task::Embed { .. } | Task::Project { .. } | Task::Quantize { .. } => Stage::Embed,
-            Task::FitPca { .. } | Task::FitBm25 { .. } | Task::FitQuantizer { .. } => Stage::Fit,
+            Task::Embed { .. } | Task::Project { .. } | Task::Quantize { .. } | Task::Encode { .. } => {
+                Stage::Embed
+            }
+            Task::FitPca { .. }
+            | Task::FitBm25 { .. }
+            | Task::FitQuantizer { .. }
+            | Task::FitBaseline { .. } => Stage::Fit,
             Task::Search { .. } | Task::Merge { .. } => Stage::Search,
             Task::Mine { .. } | Task::Order { .. } => Stage::Mine,
             Task::Train { .. } => Stage::Train,
@@ -66,6 +72,8 @@ impl Task {
             | Task::Project { fingerprint, .. }
             | Task::FitPca { fingerprint, .. }
             | Task::FitQuantizer { fingerprint, .. }
+            | Task::FitBaseline { fingerprint, .. }
+            | Task::Encode { fingerprint, .. }
             | Task::Quantize { fingerprint, .. }
             | Task::Search { fingerprint, .. }
             | Task::Train { fingerprint, .. } => Some(fingerprint.as_str()).filter(|text| !text.is_empty()),

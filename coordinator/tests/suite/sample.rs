@@ -2,7 +2,7 @@
 
 use retort_common::ids::Digest;
 use retort_common::spec::JobSpec;
-use retort_common::spec::inputs::{InputFile, JobInputs, ModelFiles, ModelInputs};
+use retort_common::spec::inputs::{CorpusInputs, DataFile, InputFile, JobInputs, ModelFiles, ModelInputs};
 use retort_common::task::Task;
 use serde_json::{Value, json};
 
@@ -57,10 +57,13 @@ pub fn inputs(folder: &str) -> JobInputs {
         bytes: 1,
         sha256: Digest::of(name.as_bytes()),
     };
+    let data = |name: &str| DataFile { file: file(name), format: None };
     JobInputs {
-        corpus: file("corpus.jsonl"),
-        queries: file("queries.jsonl"),
-        qrels: ["train", "dev", "test"].map(|set| (set.to_owned(), file(set))).into_iter().collect(),
+        corpus: CorpusInputs {
+            passages: vec![data("corpus.jsonl")],
+            queries: vec![data("queries.jsonl")],
+            sets: ["train", "dev", "test"].map(|set| (set.to_owned(), vec![data(set)])).into_iter().collect(),
+        },
         teacher: ModelInputs {
             files: ModelFiles {
                 by_name: ["config.json", "model.safetensors", "tokenizer.json"]

@@ -2,10 +2,11 @@
 //!
 //! - [`Workbench`]: what every task works with
 //! - [`input`]: files outside the store, verified while they are read
-//! - [`shard`], [`embed`], [`fit`], [`search`], [`mine`], [`order`], [`train`], [`evaluate`], [`export`],
-//!   [`report`]: the tasks themselves
+//! - [`shard`], [`embed`], [`fit`], [`baseline`], [`quantize`], [`search`], [`mine`], [`order`], [`train`],
+//!   [`evaluate`], [`export`], [`report`]: the tasks themselves
 //! - [`student`]: a trained student as an artifact
 
+pub(crate) mod baseline;
 mod bench;
 mod embed;
 mod evaluate;
@@ -38,6 +39,8 @@ pub fn run(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
         }
         Task::FitPca { vectors, .. } => fit::pca(bench, vectors),
         Task::FitQuantizer { .. } => quantize::fit(bench, task),
+        Task::FitBaseline { .. } => baseline::fit(bench, task),
+        Task::Encode { quantizer, vectors, .. } => baseline::encode(bench, quantizer, vectors),
         Task::Quantize { .. } => quantize::quantize(bench, task),
         Task::FitBm25 { passages } => fit::bm25(bench, passages),
         Task::Search { .. } => search::search(bench, task),
