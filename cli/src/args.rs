@@ -36,6 +36,12 @@ pub enum Verb {
     Wait(WaitArgs),
     /// End a job.
     Cancel(CancelArgs),
+    /// Stop a job's work until it is resumed; trainings leave a checkpoint.
+    Pause(GetArgs),
+    /// Let a paused job go on, with whatever workers there are then.
+    Resume(GetArgs),
+    /// Look at checkpoints.
+    Checkpoint(CheckpointArgs),
     /// Write a finished job's model, embeddings, index, runs or negatives in the format of another program.
     Export(ExportArgs),
     /// Start a worker, or list the coordinator's workers.
@@ -239,6 +245,18 @@ pub struct CancelArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct CheckpointArgs {
+    #[command(subcommand)]
+    pub verb: CheckpointVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CheckpointVerb {
+    /// List the checkpoints of a job's trainings, and the weights of those that are done.
+    List(GetArgs),
+}
+
+#[derive(Debug, Args)]
 pub struct ExportArgs {
     /// The job's id or its unambiguous beginning.
     pub id: String,
@@ -326,6 +344,15 @@ pub struct WorkerStart {
     /// Silence after which the coordinator counts as lost, e.g. 5s.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub failure_detection: Duration,
+    /// Address on which workers that train together reach this one; port 0 takes a free one.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
+    pub exchange_listen: String,
+    /// Host, or host and port, by which the others reach it; the address listened on without it.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub exchange_advertise: Option<String>,
+    /// How long a training goes on without the coordinator, e.g. 10m.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    pub orphan_limit: Duration,
     #[command(flatten)]
     pub process: Process,
 }
@@ -341,6 +368,9 @@ pub struct CoordinatorArgs {
     /// Silence after which a worker counts as lost; every other time-out derives from it.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub failure_detection: Duration,
+    /// A worker that makes no step of a training for so long while others wait for it leaves them.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    pub stall_limit: Duration,
     /// Write the address listened on to this file once it is bound.
     #[arg(long, value_name = "FILE")]
     pub address_file: Option<PathBuf>,

@@ -24,7 +24,7 @@ mod run;
 mod serve;
 mod verbs;
 
-use args::{Cli, Verb, WorkerVerb};
+use args::{CheckpointArgs, CheckpointVerb, Cli, Verb, WorkerVerb};
 use clap::Parser;
 use exit::Exit;
 use std::process::ExitCode;
@@ -68,6 +68,11 @@ async fn dispatch(verb: Verb) -> anyhow::Result<Exit> {
         Verb::Logs(args) => verbs::logs(args).await,
         Verb::Wait(args) => verbs::wait(args).await,
         Verb::Cancel(args) => verbs::cancel(args).await,
+        Verb::Pause(args) => verbs::pause(args, false).await,
+        Verb::Resume(args) => verbs::pause(args, true).await,
+        Verb::Checkpoint(CheckpointArgs { verb: CheckpointVerb::List(args) }) => {
+            verbs::checkpoint_list(args).await
+        }
         Verb::Export(args) => export::export(args).await,
         Verb::Worker(args) => match args.verb {
             Some(WorkerVerb::List(list)) => verbs::worker_list(list, &args.start.connect).await,

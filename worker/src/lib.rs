@@ -5,6 +5,7 @@
 //! - [`executor`]: runs an assignment to its artifact
 //! - [`tasks`]: the tasks themselves
 //! - [`training`]: the canonical gradient tree and checkpoints
+//! - [`exchange`]: tensors between the workers of a cohort
 //! - [`model`]: encoders and heads on burn; the only module that names burn
 //! - [`optimizer`]: AdamW, schedules and clipping on the flat parameter vector
 //! - [`losses`]: distillation and contrastive losses as functions of vectors
@@ -20,6 +21,7 @@
 //! - [`matmul`], [`parallel`]: matrix products, and threads that change no bit
 //! - [`matrix`], [`tables`], [`vectors`]: data in memory, in Parquet and in safetensors
 
+pub mod exchange;
 pub mod executor;
 pub mod export;
 pub mod fit;

@@ -1,7 +1,7 @@
 //! Tables and lines for people.
 
 use comfy_table::{Table, presets};
-use retort_common::client::{JobView, LogLine, StageView, WorkerView};
+use retort_common::client::{CheckpointView, JobView, LogLine, StageView, WorkerView};
 use std::fmt::Write;
 
 /// Jobs, one in a row.
@@ -46,6 +46,29 @@ pub fn workers(workers: &[WorkerView], wide: bool) -> String {
         ];
         if wide {
             row.extend([dash(&worker.version), dash(short(&worker.fingerprint))]);
+        }
+        row
+    });
+    columns(&header, rows)
+}
+
+/// Checkpoints in columns.
+pub fn checkpoints(checkpoints: &[CheckpointView], wide: bool) -> String {
+    let mut header = vec!["TRAINING", "STEP", "LOSS", "FINAL", "WEIGHTS"];
+    if wide {
+        header.extend(["BYTES", "URL"]);
+    }
+    let rows = checkpoints.iter().map(|checkpoint| {
+        let weights = &checkpoint.weights_sha256;
+        let mut row = vec![
+            short(&checkpoint.task).to_owned(),
+            checkpoint.step.to_string(),
+            checkpoint.loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}")),
+            if checkpoint.is_final { "yes" } else { "no" }.to_owned(),
+            if wide { weights.clone() } else { short(weights).to_owned() },
+        ];
+        if wide {
+            row.extend([checkpoint.bytes.to_string(), dash(&checkpoint.url)]);
         }
         row
     });

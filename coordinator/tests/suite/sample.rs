@@ -32,13 +32,15 @@ pub fn full(name: &str, seed: u64) -> JobSpec {
         "baselines": { "pca": [4], "bm25": true },
         "student": [
             { "name": "head", "kind": "head", "dim": 2, "phase": [
-                { "data": "queries", "steps": 10, "batch": 4, "learning_rate": 0.001, "loss": [{ "kind": "kl" }] },
-                { "data": "queries", "epochs": 1.0, "batch": 4, "negatives": 2, "learning_rate": 0.001,
+                { "data": "queries", "steps": 10, "batch": 4, "microbatches": 4,
+                  "learning_rate": 0.001, "loss": [{ "kind": "kl" }] },
+                { "data": "queries", "epochs": 1.0, "batch": 4, "microbatches": 2, "negatives": 2, "learning_rate": 0.001,
                   "loss": [{ "kind": "info_nce", "temperature": 0.05 }] },
             ]},
             { "name": "codes", "kind": "quantised", "on": "head", "bytes": 2 },
             { "name": "small", "kind": "encoder", "dim": 2, "init": "head", "layers": [0], "phase": [
-                { "data": "texts", "signal": "head", "steps": 10, "batch": 4, "learning_rate": 0.001, "loss": loss },
+                { "data": "texts", "signal": "head", "steps": 10, "batch": 4, "microbatches": 4,
+                  "learning_rate": 0.001, "loss": loss },
             ]},
         ],
     }))

@@ -23,7 +23,7 @@ mod student;
 mod train;
 
 pub(crate) use bench::VECTORS;
-pub use bench::{Content, Produced, Progress, TaskError, Workbench};
+pub use bench::{Content, Produced, Progress, Seat, TaskError, Workbench};
 pub use embed::EncoderCache;
 
 use retort_common::task::Task;

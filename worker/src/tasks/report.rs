@@ -68,6 +68,7 @@ fn catalog(task: &Task, data: &ReportData, chosen: &[usize]) -> Result<Catalog, 
             run: variant.run.clone(),
             ranking: variant.ranking.clone(),
             reduce: dense.as_ref().and_then(|dense| dense.reduce.clone()),
+            codes: dense.as_ref().and_then(|dense| dense.codes.clone()),
             vectors: dense.map(|dense| dense.vectors),
         }
     };

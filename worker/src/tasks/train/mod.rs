@@ -1,57 +1,53 @@
-//! A student through one phase of training.
+//! A student through one phase of training, by one worker or by a cohort of them.
 //!
-//! One worker computes every microbatch, but the mathematics is that of a cohort: vectors of the whole batch are
-//! gathered before the loss, gradients are taken one microbatch at a time (GradCache, Gao et al. 2021,
-//! arXiv 2101.06983), and summed in the canonical tree.
+//! Vectors of the whole batch are gathered before the loss, gradients are taken one microbatch at a time (GradCache,
+//! Gao et al. 2021, arXiv 2101.06983), and summed in the canonical tree. Who computes which microbatch changes no bit.
 //!
 //! - `start`: the student before the first step
 //! - `objective`: the loss, optimiser and schedule that the settings ask for
-//! - `trainer`: the steps
+//! - `trainer`: one step
+//! - `generations`: steps from one change of the cohort's membership to the next; `cohort`: its members
 
+mod cohort;
+mod generations;
 mod objective;
 mod start;
 mod trainer;
 
 use super::bench::{Content, Produced, TaskError, Workbench};
-use super::order::OrderReader;
+use super::order::{OrderReader, StepRows};
 use super::student::{CURVE, SHAPE, StudentShape, TOKENIZER, WEIGHTS};
 use crate::model::{FileDtype, Tower, write_parameters};
-use crate::training::checkpoint::Checkpoints;
+use crate::training::checkpoint::{Checkpoint, Checkpoints, InFlight, weights_sha256};
+use cohort::Standing;
+use generations::Course;
 use objective::{objective, optimizer, schedule};
-use retort_common::ids::Digest;
 use retort_common::task::{ProjectionStart, StudentStart, Task};
 use serde_json::json;
 use start::{begin, pad_token_id, scale_projection};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
-use trainer::{Trainer, Vectors};
+use trainer::{CachedVectors, Trainer};
 
 /// Trains a student through a phase.
 pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
-    let Task::Train { start, order, inputs, signal, phase, loss, normalize, seed, .. } = task else {
+    let Task::Train { order, inputs, signal, phase, loss, normalize, .. } = task else {
         unreachable!("called with its own task")
     };
     bench.encoders.clear();
-    let (shape, mut params, tokenizer) = begin(bench, start, *normalize, *seed)?;
     let mut reader = OrderReader::open(bench, order)?;
-    if let StudentStart::Encoder { dim: Some(_), init, .. } = start
-        && *init != ProjectionStart::Random
-        && *normalize
-    {
-        scale_projection(bench, &shape.tower, &mut params, &reader.step(0)?)?;
-    }
-    let signal_vectors = Rc::new(Vectors::open(bench, signal)?);
+    let (shape, params, tokenizer) = student(bench, task, &mut || reader.step(0))?;
+    let signal_vectors = Rc::new(CachedVectors::open(bench, signal)?);
     let inputs = match inputs {
         // A head's own input is mostly its signal, too: its files are opened once.
         Some(set) if set == signal => Some(Rc::clone(&signal_vectors)),
-        Some(set) => Some(Rc::new(Vectors::open(bench, set)?)),
+        Some(set) => Some(Rc::new(CachedVectors::open(bench, set)?)),
         None => None,
     };
     let signal = signal_vectors;
     let tower = Tower::new(shape.tower.clone(), &params, &bench.device).map_err(TaskError::input)?;
-    let mut trainer = Trainer {
-        bench,
+    let trainer = Trainer {
         phase,
         objective: objective(loss, *normalize),
         optimizer: optimizer(&tower, phase),
@@ -62,24 +58,50 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
         tower,
         params,
         curve: Vec::new(),
+        weights_digest: None,
     };
-    let checkpoints = Checkpoints::new(bench, task.id());
-    let mut step = trainer.resume(&checkpoints)?;
-    while step < reader.steps {
-        if bench.progress.stopped() {
-            trainer.save(&checkpoints, step)?;
-            return Err(TaskError::Stopped);
-        }
-        trainer.step(step, &reader.step(step)?)?;
-        step += 1;
-        let loss = trainer.curve.last().map_or(f64::NAN, |point| point.loss);
-        let detail = format!("step {step}/{}, loss {loss:.4}", reader.steps);
-        bench.progress.progress(step, reader.steps, &detail);
-        if step % u64::from(phase.checkpoint_every) == 0 && step < reader.steps {
-            trainer.save(&checkpoints, step)?;
-        }
-    }
+    let initial = || initial_state(bench, task);
+    let mut course = Course {
+        bench,
+        trainer,
+        reader,
+        checkpoints: Checkpoints::new(bench, task.id(), 1),
+        in_flight: InFlight::default(),
+        initial: &initial,
+        step: 0,
+        standing: Standing::default(),
+        leads: true,
+    };
+    course.run()?;
+    let Course { trainer, step, .. } = course;
     finish(bench, &shape, tokenizer, trainer, step)
+}
+
+/// The student before its first step: its shape, parameters and tokenizer.
+fn student(
+    bench: &Workbench<'_>,
+    task: &Task,
+    first: &mut dyn FnMut() -> Result<StepRows, TaskError>,
+) -> Result<(StudentShape, Vec<f32>, Option<PathBuf>), TaskError> {
+    let Task::Train { start, normalize, seed, .. } = task else { unreachable!("called with its own task") };
+    let (shape, mut params, tokenizer) = begin(bench, start, *normalize, *seed)?;
+    if let StudentStart::Encoder { dim: Some(_), init, .. } = start
+        && *init != ProjectionStart::Random
+        && *normalize
+    {
+        scale_projection(bench, &shape.tower, &mut params, &first()?)?;
+    }
+    Ok((shape, params, tokenizer))
+}
+
+/// The state before the first step, made anew.
+fn initial_state(bench: &Workbench<'_>, task: &Task) -> Result<Checkpoint, TaskError> {
+    let Task::Train { order, .. } = task else { unreachable!("called with its own task") };
+    let mut first = || OrderReader::open(bench, order)?.step(0);
+    let (_, params, _) = student(bench, task, &mut first)?;
+    let moments = vec![0.0; params.len()];
+    let (first_moment, second_moment) = (moments.clone(), moments);
+    Ok(Checkpoint { step: 0, params, first_moment, second_moment, curve: Vec::new() })
 }
 
 fn finish(
@@ -92,8 +114,7 @@ fn finish(
     let path = bench.scratch(WEIGHTS);
     write_parameters(&path, trainer.tower.layout(), &trainer.params, FileDtype::F32, &BTreeMap::new())
         .map_err(TaskError::input)?;
-    let flat: Vec<u8> = trainer.params.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let weights_sha256 = Digest::of(&flat);
+    let weights_sha256 = weights_sha256(&trainer.params);
     let json = |value: serde_json::Result<Vec<u8>>| value.map(Into::into).map_err(TaskError::input);
     let mut parts = vec![
         (SHAPE.to_owned(), Content::Bytes(json(serde_json::to_vec_pretty(shape))?)),
