@@ -97,6 +97,7 @@ fn write(
         progress: &Watch { stopped },
         runtime,
         encoders: &EncoderCache::default(),
+        seat: None,
     };
     export::export(&bench, catalog, row, format, folder)
 }

@@ -61,7 +61,7 @@ pub fn chunks(bytes: &Bytes) -> impl Iterator<Item = Chunk> + Send + use<> {
 async fn send(link: &Link, (step, round): Tag, mine: &Bytes, chunks: &[Chunk]) -> Result<(), ExchangeError> {
     let open = proto::GatherOpen { label: link.label(), step, round, bytes: mine.len() as u64 };
     let open = proto::GatherRequest { open: Some(open), ..Default::default() };
-    let parts = chunks.to_vec().into_iter().map(Part::Chunk);
+    let parts = chunks.iter().cloned().map(Part::Chunk).collect::<Vec<_>>();
     let mut reader = link
         .call("Gather", stream::iter([Part::Frame(frame::message(&open))].into_iter().chain(parts)))
         .await?;
