@@ -8,6 +8,7 @@
 //! - [`table`]: the table on the terminal
 //! - [`card`]: a student's model card
 //! - [`html`]: report.html, one page that asks nothing of the network
+//! - [`tensorboard`]: loss curves as event files
 
 pub mod card;
 pub mod data;
@@ -16,6 +17,7 @@ pub mod html;
 pub mod json;
 pub mod summary;
 pub mod table;
+pub mod tensorboard;
 
 #[cfg(test)]
 mod sample;
@@ -30,3 +32,4 @@ pub use data::{
 pub use html::render_html;
 pub use json::render_json;
 pub use table::render_table;
+pub use tensorboard::event_file;
