@@ -254,6 +254,27 @@ pub struct CheckpointArgs {
 pub enum CheckpointVerb {
     /// List the checkpoints of a job's trainings, and the weights of those that are done.
     List(GetArgs),
+    /// Read every checkpoint from the store and compare it with its digest; exits with 1 where one is damaged.
+    Verify(GetArgs),
+    /// Copy a checkpoint to a file.
+    Download(CheckpointDownloadArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct CheckpointDownloadArgs {
+    /// The job's id or its unambiguous beginning.
+    pub id: String,
+    /// The checkpoint's step.
+    #[arg(long, value_name = "N")]
+    pub step: u64,
+    /// The training's lineage or its beginning, where several have a checkpoint of that step.
+    #[arg(long, value_name = "NAME")]
+    pub lineage: Option<String>,
+    /// File to write; named after lineage and step without it.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub connect: Connect,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@
 //! - [`verbs`]: the client's verbs
 //! - [`dataset`]: a look into data sets, without a cluster
 //! - [`eval`]: metrics of run files, without a cluster
+//! - [`checkpoint`]: the verbs for checkpoints
 //! - [`run`]: a whole cluster on this machine, for one job
 //! - [`export`]: results in the formats of other programs
 //! - [`local`]: verbs that need no cluster
@@ -13,6 +14,7 @@
 //! - [`exit`]: exit codes
 
 mod args;
+mod checkpoint;
 mod config;
 mod dataset;
 mod eval;
@@ -24,7 +26,7 @@ mod run;
 mod serve;
 mod verbs;
 
-use args::{CheckpointArgs, CheckpointVerb, Cli, Verb, WorkerVerb};
+use args::{Cli, Verb, WorkerVerb};
 use clap::Parser;
 use exit::Exit;
 use std::process::ExitCode;
@@ -70,9 +72,7 @@ async fn dispatch(verb: Verb) -> anyhow::Result<Exit> {
         Verb::Cancel(args) => verbs::cancel(args).await,
         Verb::Pause(args) => verbs::pause(args, false).await,
         Verb::Resume(args) => verbs::pause(args, true).await,
-        Verb::Checkpoint(CheckpointArgs { verb: CheckpointVerb::List(args) }) => {
-            verbs::checkpoint_list(args).await
-        }
+        Verb::Checkpoint(args) => checkpoint::checkpoint(args.verb).await,
         Verb::Export(args) => export::export(args).await,
         Verb::Worker(args) => match args.verb {
             Some(WorkerVerb::List(list)) => verbs::worker_list(list, &args.start.connect).await,
