@@ -5,18 +5,20 @@
 //! - [`run`]: a whole cluster on this machine, for one job
 //! - [`serve`]: the coordinator's and the worker's process
 //! - [`config`]: where the coordinator is
+//! - [`negatives`]: the audits of mined negatives
 //! - [`output`]: tables and JSON
 //! - [`exit`]: exit codes
 
 mod args;
 mod config;
 mod exit;
+mod negatives;
 mod output;
 mod run;
 mod serve;
 mod verbs;
 
-use args::{Cli, Verb, WorkerVerb};
+use args::{Cli, NegativesVerb, Verb, WorkerVerb};
 use clap::Parser;
 use exit::Exit;
 use std::process::ExitCode;
@@ -60,6 +62,9 @@ async fn dispatch(verb: Verb) -> anyhow::Result<Exit> {
         Verb::Logs(args) => verbs::logs(args).await,
         Verb::Wait(args) => verbs::wait(args).await,
         Verb::Cancel(args) => verbs::cancel(args).await,
+        Verb::Negatives(args) => match args.verb {
+            NegativesVerb::Report(report) => negatives::report(report).await,
+        },
         Verb::Worker(args) => match args.verb {
             Some(WorkerVerb::List(list)) => verbs::worker_list(list, &args.start.connect).await,
             None => serve::worker(args.start).await,

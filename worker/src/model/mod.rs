@@ -3,6 +3,7 @@
 //! - [`tower`]: [`Tower`], what training and embedding use: forward, backward, flat parameters
 //! - [`shape`]: [`TowerConfig`], what a tower is made of
 //! - [`encoder`]: BERT as a function of its parameters
+//! - [`dropout`]: masks that are a function of where they stand
 //! - [`config`]: the shape of an encoder, from and to `config.json`
 //! - [`flat`]: where each parameter lies in the flat vector
 //! - [`init`]: initial parameters
@@ -11,6 +12,7 @@
 //! - [`probe`]: the numerics fingerprint
 
 mod config;
+mod dropout;
 mod encoder;
 mod flat;
 mod init;
@@ -21,6 +23,7 @@ mod tower;
 mod weights;
 
 pub use config::{ConfigError, EncoderConfig};
+pub use dropout::Dropout;
 pub use flat::{ParamEntry, ParamLayout};
 pub use pretrained::{PretrainedError, load_encoder, save_encoder};
 pub use probe::probe;

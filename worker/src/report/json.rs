@@ -33,7 +33,7 @@ struct Document<'a> {
     comparisons: &'a [Comparison],
     stages: &'a [StageTime],
     training: Vec<TrainingDocument<'a>>,
-    negatives: Option<&'a NegativesAudit>,
+    negatives: &'a [NegativesAudit],
 }
 
 #[derive(Serialize)]
@@ -103,6 +103,6 @@ fn document(data: &ReportData) -> Document<'_> {
         comparisons: &data.comparisons,
         stages: &data.stages,
         training: training.collect(),
-        negatives: data.negatives.as_ref(),
+        negatives: &data.negatives,
     }
 }

@@ -6,12 +6,14 @@
 //! - [`format`]: numbers and names as text
 //! - [`mod@json`]: the same for programs, report.json
 //! - [`table`]: the table on the terminal
+//! - [`negatives`]: the audit of mined negatives on the terminal
 //! - [`html`]: report.html, one page that asks nothing of the network
 
 pub mod data;
 pub mod format;
 pub mod html;
 pub mod json;
+pub mod negatives;
 pub mod summary;
 pub mod table;
 
@@ -26,4 +28,5 @@ pub use data::{
 };
 pub use html::render_html;
 pub use json::render_json;
+pub use negatives::render_negatives;
 pub use table::render_table;

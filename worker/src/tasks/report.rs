@@ -2,7 +2,7 @@
 
 use super::bench::{Content, Produced, TaskError, Workbench};
 use super::evaluate::{EVALUATION, Figures};
-use super::mine::AUDIT;
+use super::mine::{AUDIT, CASES};
 use super::student::curve;
 use crate::metrics::significance::randomization_test;
 use crate::mining::{Audit, GapHistogram};
@@ -98,7 +98,10 @@ fn gather(bench: &Workbench<'_>, task: &Task) -> Result<(ReportData, Vec<usize>)
             .iter()
             .map(|(student, phases)| training_curves(bench, student, phases))
             .collect::<Result<_, _>>()?,
-        negatives: negatives.as_ref().map(|artifact| negatives_audit(bench, artifact)).transpose()?,
+        negatives: negatives
+            .iter()
+            .map(|(source, artifact)| negatives_audit(bench, source, artifact))
+            .collect::<Result<_, _>>()?,
     };
     Ok((data, chosen))
 }
@@ -175,7 +178,11 @@ fn training_curves(
     Ok(Training { student: student.to_owned(), phases })
 }
 
-fn negatives_audit(bench: &Workbench<'_>, artifact: &ArtifactId) -> Result<NegativesAudit, TaskError> {
+fn negatives_audit(
+    bench: &Workbench<'_>,
+    source: &str,
+    artifact: &ArtifactId,
+) -> Result<NegativesAudit, TaskError> {
     let audit: Audit = bench.json(artifact, AUDIT)?;
     let filters = &audit.filters;
     let counted = [
@@ -190,6 +197,7 @@ fn negatives_audit(bench: &Workbench<'_>, artifact: &ArtifactId) -> Result<Negat
     ];
     let edges = GapHistogram::edges();
     Ok(NegativesAudit {
+        source: source.to_owned(),
         questions: audit.queries,
         candidates: filters.considered,
         kept: audit.chosen,
@@ -204,6 +212,6 @@ fn negatives_audit(bench: &Workbench<'_>, artifact: &ArtifactId) -> Result<Negat
             counts: audit.gaps.counts.get(1..edges.len()).map(<[u64]>::to_vec).unwrap_or_default(),
             edges,
         },
-        suspicious: Vec::new(),
+        suspicious: bench.json(artifact, CASES)?,
     })
 }

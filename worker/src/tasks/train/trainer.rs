@@ -2,18 +2,19 @@
 
 use super::super::bench::{TaskError, Workbench};
 use super::super::order::{StepRows, TextRow};
-use super::objective::{only_queries, term_name};
-use crate::losses::{self, Objective, Teacher};
+use super::super::student::{STATE, curve};
+use super::objective::PhaseLoss;
+use crate::losses::{self, Outcome, Teacher};
 use crate::matrix::Matrix;
-use crate::model::{Batch, Tower};
+use crate::model::{Batch, Dropout, Forward, Tower};
 use crate::optimizer::{AdamW, Schedule, clip_global_norm};
 use crate::report::StepPoint;
 use crate::text::TokenBatch;
 use crate::training::checkpoint::{Checkpoint, Checkpoints};
 use crate::training::tree::TreeSum;
-use crate::vectors::VectorRows;
+use crate::vectors::{Tensors, VectorRows};
 use retort_common::spec::PhaseSpec;
-use retort_common::task::VectorSet;
+use retort_common::task::{ArtifactId, VectorSet};
 use std::rc::Rc;
 
 /// The shortest text in a padded batch has at least this share of the longest one's tokens.
@@ -28,6 +29,10 @@ pub(super) struct Vectors {
 impl Vectors {
     pub(super) fn open(bench: &Workbench<'_>, set: &VectorSet) -> Result<Self, TaskError> {
         Ok(Self { queries: bench.vector_rows(&set.queries)?, passages: bench.vector_rows(&set.passages)? })
+    }
+
+    pub(super) fn dim(&self) -> usize {
+        self.queries.dim()
     }
 
     fn gather(&self, texts: &[TextRow]) -> Result<Matrix, TaskError> {
@@ -47,27 +52,53 @@ impl Vectors {
 pub(super) struct Trainer<'a> {
     pub(super) bench: &'a Workbench<'a>,
     pub(super) phase: &'a PhaseSpec,
-    pub(super) objective: Objective,
+    pub(super) loss: PhaseLoss,
+    /// Seed of the dropout masks.
+    pub(super) seed: u64,
     pub(super) optimizer: AdamW,
     pub(super) schedule: Schedule,
     pub(super) inputs: Option<Rc<Vectors>>,
     pub(super) signal: Rc<Vectors>,
     pub(super) pad_token_id: u32,
     pub(super) tower: Tower,
+    /// The tower's parameters, and the loss's own behind them.
     pub(super) params: Vec<f32>,
     pub(super) curve: Vec<StepPoint>,
 }
 
 impl Trainer<'_> {
+    /// Number of the tower's own parameters.
+    pub(super) fn tower_len(&self) -> usize {
+        self.tower.layout().len()
+    }
+
+    /// Goes on where the part of the phase before this one ended, after `step` steps.
+    pub(super) fn take_over(&mut self, part: &ArtifactId, step: u64) -> Result<(), TaskError> {
+        let state = Tensors::read(&self.bench.part(part, STATE)?)?;
+        let read = |name: &str, wanted: usize| {
+            let (_, values) = state.f32(name)?;
+            if values.len() == wanted {
+                return Ok(values);
+            }
+            let found = values.len();
+            Err(TaskError::Input(format!("{part}: {name} has {found} values, {wanted} are needed")))
+        };
+        let (len, all) = (self.tower_len(), self.params.len());
+        self.params[len..].copy_from_slice(&read("loss_parameters", all - len)?);
+        self.optimizer.restore(step, read("first_moment", all)?, read("second_moment", all)?);
+        self.curve = curve(self.bench, part)?;
+        Ok(())
+    }
+
     /// Takes up the newest complete checkpoint; the number of steps already taken.
-    pub(super) fn resume(&mut self, checkpoints: &Checkpoints<'_>) -> Result<u64, TaskError> {
-        let Some(found) = checkpoints.latest(self.params.len())? else { return Ok(0) };
+    pub(super) fn resume(&mut self, checkpoints: &Checkpoints<'_>) -> Result<Option<u64>, TaskError> {
+        let Some(found) = checkpoints.latest(self.params.len())? else { return Ok(None) };
         let Checkpoint { step, params, first_moment, second_moment, curve } = found;
-        self.tower.set_params(&params).map_err(TaskError::input)?;
+        self.tower.set_params(&params[..self.tower_len()]).map_err(TaskError::input)?;
         self.optimizer.restore(step, first_moment, second_moment);
         (self.params, self.curve) = (params, curve);
         self.bench.progress.log(&format!("resumed from the checkpoint of step {step}"));
-        Ok(step)
+        Ok(Some(step))
     }
 
     pub(super) fn save(&self, checkpoints: &Checkpoints<'_>, step: u64) -> Result<(), TaskError> {
@@ -76,25 +107,26 @@ impl Trainer<'_> {
     }
 
     pub(super) fn step(&mut self, step: u64, rows: &StepRows) -> Result<(), TaskError> {
-        let microbatches = self.microbatches(rows)?;
+        let microbatches = self.microbatches(step, rows)?;
         // One microbatch needs no second forward pass: its graphs are kept. The kernels are the same either way.
         let keep = microbatches.len() == 1;
         let mut vectors = Matrix::zeros(rows.texts.len(), self.tower.config().dim());
         let mut graphs = Vec::new();
         for part in microbatches.iter().flatten() {
             let output = if keep {
-                let forward = self.tower.forward(&part.batch).map_err(TaskError::input)?;
+                let forward = self.forward(part)?;
                 let vectors = forward.vectors.clone();
                 graphs.push(forward);
                 vectors
             } else {
-                self.tower.encode_training(&part.batch).map_err(TaskError::input)?
+                self.tower.encode_dropping(&part.batch, part.dropout.as_ref()).map_err(TaskError::input)?
             };
             for (at, cell) in part.cells.iter().enumerate() {
                 vectors.row_mut(*cell).copy_from_slice(output.row(at));
             }
         }
-        let (value, terms, d_vectors) = self.loss(rows, &vectors)?;
+        let (outcome, terms, d_vectors) = self.loss(step, rows, &vectors)?;
+        let value = outcome.value;
         let mut sum = TreeSum::default();
         let mut graphs = graphs.into_iter();
         for parts in &microbatches {
@@ -102,7 +134,7 @@ impl Trainer<'_> {
             for part in parts {
                 let forward = match graphs.next() {
                     Some(graph) => graph,
-                    None => self.tower.forward(&part.batch).map_err(TaskError::input)?,
+                    None => self.forward(part)?,
                 };
                 let gradient = forward.backward(&select(&d_vectors, &part.cells));
                 match &mut leaf {
@@ -113,6 +145,9 @@ impl Trainer<'_> {
             sum.push(leaf.expect("a microbatch has rows"));
         }
         let mut gradient = sum.finish().expect("a batch has microbatches");
+        // Everyone has the whole gradient by the loss's own parameters: it is added once, after the tree's root.
+        gradient.extend(outcome.theta);
+        self.optimizer.clear_frozen(&mut gradient);
         let clip = if self.phase.clip_norm > 0.0 { self.phase.clip_norm } else { f64::INFINITY };
         let gradient_norm = clip_global_norm(&mut gradient, clip);
         if !value.is_finite() || !gradient_norm.is_finite() {
@@ -124,16 +159,30 @@ impl Trainer<'_> {
         }
         let learning_rate = self.schedule.at(step);
         self.optimizer.step(&mut self.params, &gradient, learning_rate);
-        self.tower.set_params(&self.params).map_err(TaskError::input)?;
+        let len = self.tower_len();
+        self.loss.clamp(&mut self.params[len..]);
+        self.tower.set_params(&self.params[..len]).map_err(TaskError::input)?;
         self.curve.push(StepPoint { step: step + 1, loss: value, terms, learning_rate, gradient_norm });
         Ok(())
     }
 
+    fn forward(&self, part: &Part) -> Result<Forward, TaskError> {
+        self.tower.forward_dropping(&part.batch, part.dropout.as_ref()).map_err(TaskError::input)
+    }
+
     /// The parts of each microbatch. How they are cut depends on the microbatch alone, never on who computes it.
-    fn microbatches(&self, rows: &StepRows) -> Result<Vec<Vec<Part>>, TaskError> {
+    fn microbatches(&self, step: u64, rows: &StepRows) -> Result<Vec<Vec<Part>>, TaskError> {
         let count = self.phase.microbatches as usize;
         let cells = rows.texts.len() / count;
-        (0..count).map(|at| self.parts(rows, at * cells..(at + 1) * cells)).collect()
+        let parts = |at: usize| {
+            let mut parts = self.parts(rows, at * cells..(at + 1) * cells)?;
+            for part in &mut parts {
+                let numbers = part.cells.iter().map(|cell| (cell - at * cells) as u64).collect();
+                part.dropout = Dropout::new(self.phase.dropout, self.seed, step, at as u64, numbers);
+            }
+            Ok(parts)
+        };
+        (0..count).map(parts).collect()
     }
 
     /// Vectors go through a head together. Texts go through an encoder with others of about their length, since
@@ -141,7 +190,7 @@ impl Trainer<'_> {
     fn parts(&self, rows: &StepRows, cells: std::ops::Range<usize>) -> Result<Vec<Part>, TaskError> {
         if let Some(inputs) = &self.inputs {
             let batch = Batch::Vectors(inputs.gather(&rows.texts[cells.clone()])?);
-            return Ok(vec![Part { cells: cells.collect(), batch }]);
+            return Ok(vec![Part { cells: cells.collect(), batch, dropout: None }]);
         }
         let length = |cell: usize| rows.tokens[cell].len();
         let mut sorted: Vec<usize> = cells.collect();
@@ -152,7 +201,7 @@ impl Trainer<'_> {
             let rest = sorted.split_off(sorted.partition_point(fits));
             let tokens: Vec<_> = sorted.iter().map(|cell| rows.tokens[*cell].as_slice()).collect();
             let batch = Batch::Tokens(TokenBatch::new(&tokens, self.pad_token_id));
-            parts.push(Part { cells: sorted, batch });
+            parts.push(Part { cells: sorted, batch, dropout: None });
             sorted = rest;
         }
         Ok(parts)
@@ -162,9 +211,10 @@ impl Trainer<'_> {
     #[allow(clippy::type_complexity)]
     fn loss(
         &self,
+        step: u64,
         rows: &StepRows,
         vectors: &Matrix,
-    ) -> Result<(f64, Vec<(String, f64)>, Matrix), TaskError> {
+    ) -> Result<(Outcome<f32>, Vec<(String, f64)>, Matrix), TaskError> {
         let width = rows.texts.len() / rows.known_positives.len();
         // Single texts stand on both sides of the batch; only the side of the questions is compared.
         let single = width == 1;
@@ -177,12 +227,9 @@ impl Trainer<'_> {
         let (queries, passages) = (select(vectors, &query_cells), select(vectors, &passage_cells));
         let teacher_queries = self.signal.gather(&texts(&query_cells))?;
         let teacher_passages = self.signal.gather(&texts(&passage_cells))?;
-        let mut objective = self.objective.clone();
-        if single {
-            objective.terms.iter_mut().for_each(only_queries);
-        }
         let batch = losses::Batch {
             dim: vectors.dim(),
+            microbatch: rows.known_positives.len() / self.phase.microbatches as usize,
             queries: queries.data(),
             passages: passages.data(),
             query_rows: &numbers(&query_cells),
@@ -194,9 +241,7 @@ impl Trainer<'_> {
                 passages: teacher_passages.data(),
             },
         };
-        let outcome = losses::evaluate(&objective, &batch, &[]).map_err(TaskError::input)?;
-        let names = objective.terms.iter().map(term_name);
-        let terms = names.zip(outcome.terms.iter().copied()).collect();
+        let (outcome, terms) = self.loss.evaluate(step, &batch, &self.params[self.tower_len()..])?;
         let mut gradient = Matrix::zeros(vectors.rows(), vectors.dim());
         let sides = [(&query_cells, &outcome.queries), (&passage_cells, &outcome.passages)];
         for (cells, values) in sides.into_iter().take(if single { 1 } else { 2 }) {
@@ -204,7 +249,7 @@ impl Trainer<'_> {
                 gradient.row_mut(*cell).copy_from_slice(row);
             }
         }
-        Ok((outcome.value, terms, gradient))
+        Ok((outcome, terms, gradient))
     }
 }
 
@@ -213,6 +258,7 @@ struct Part {
     /// Where they stand among the texts of the step.
     cells: Vec<usize>,
     batch: Batch,
+    dropout: Option<Dropout>,
 }
 
 /// Some rows of a matrix.
