@@ -38,6 +38,8 @@ pub enum Verb {
     Cancel(CancelArgs),
     /// Look at a job's mined negatives.
     Negatives(NegativesArgs),
+    /// Write a finished job's model, embeddings, index, runs or negatives in the format of another program.
+    Export(ExportArgs),
     /// Start a worker, or list the coordinator's workers.
     Worker(WorkerArgs),
     /// Start a coordinator.
@@ -254,6 +256,48 @@ pub struct NegativesReportArgs {
     pub output: ReportFormat,
     #[command(flatten)]
     pub connect: Connect,
+}
+
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The job's id or its unambiguous beginning.
+    pub id: String,
+    /// Row of the report, e.g. a student's name, teacher or pca-64; the only student without it.
+    pub row: Option<String>,
+    /// What to write.
+    #[arg(long, value_name = "FORMAT")]
+    pub format: ExportFormat,
+    /// Folder to write to, new or empty; named after job, row and format without it.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Read the job from this store instead of asking a coordinator, e.g. after `retort run`.
+    #[arg(long, value_name = "URL")]
+    pub store: Option<String>,
+    /// How the list of files is printed: as lines, or the manifest as JSON.
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: ReportFormat,
+    #[command(flatten)]
+    pub connect: Connect,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// A model folder for sentence-transformers.
+    St,
+    /// Embeddings in safetensors.
+    Safetensors,
+    /// Embeddings in NumPy's format.
+    Npy,
+    /// Embeddings in Parquet.
+    Parquet,
+    /// An index for FAISS.
+    Faiss,
+    /// TREC and MS MARCO runs with judgements.
+    Trec,
+    /// DPR's retrieval results, JSON.
+    Dpr,
+    /// Mined negatives for BEIR, Tevatron and sentence-transformers.
+    Negatives,
 }
 
 #[derive(Debug, Args)]

@@ -3,6 +3,7 @@
 //! - [`args`]: the command line
 //! - [`verbs`]: the client's verbs
 //! - [`run`]: a whole cluster on this machine, for one job
+//! - [`export`]: results in the formats of other programs
 //! - [`serve`]: the coordinator's and the worker's process
 //! - [`config`]: where the coordinator is
 //! - [`negatives`]: the audits of mined negatives
@@ -12,6 +13,7 @@
 mod args;
 mod config;
 mod exit;
+mod export;
 mod negatives;
 mod output;
 mod run;
@@ -65,6 +67,7 @@ async fn dispatch(verb: Verb) -> anyhow::Result<Exit> {
         Verb::Negatives(args) => match args.verb {
             NegativesVerb::Report(report) => negatives::report(report).await,
         },
+        Verb::Export(args) => export::export(args).await,
         Verb::Worker(args) => match args.verb {
             Some(WorkerVerb::List(list)) => verbs::worker_list(list, &args.start.connect).await,
             None => serve::worker(args.start).await,

@@ -83,9 +83,9 @@ fn dry_run(spec: &JobSpec, inputs: &JobInputs, format: Format) -> anyhow::Result
                 "students: {}",
                 if students.is_empty() { "none".into() } else { students.join(", ") }
             ))?;
-            let JobInputs { corpus, queries, qrels, teacher, students } = inputs;
-            let models =
-                students.values().chain([teacher]).flat_map(|m| [&m.config, &m.weights, &m.tokenizer]);
+            let JobInputs { corpus, queries, qrels, teacher, teacher_query, students } = inputs;
+            let models = students.values().chain([teacher]).chain(teacher_query);
+            let models = models.flat_map(|model| model.files.by_name.values());
             for file in [corpus, queries].into_iter().chain(qrels.values()).chain(models) {
                 output::line(&format!("{}  {:>12} bytes  {}", file.sha256.short(), file.bytes, file.url))?;
             }

@@ -2,6 +2,7 @@
 //!
 //! - [`ids`]: newtypes for every id, and digests
 //! - [`spec`]: the job spec and its input files
+//! - [`model`]: the files of models and what their folders say; [`hub`]: models on the Hugging Face hub
 //! - [`task`]: tasks and the artifacts they make
 //! - [`store`]: object storage
 //! - [`artifact`]: artifacts and their manifests in the store, verified on read
@@ -12,7 +13,9 @@
 
 pub mod artifact;
 pub mod client;
+pub mod hub;
 pub mod ids;
+pub mod model;
 pub mod net;
 pub mod proto;
 pub mod spec;

@@ -3,6 +3,7 @@
 //! - [`Location`]: a file or folder by URL or path, for inputs
 //! - [`Store`]: the cluster's own root, with put-if-absent, the one primitive that commits anything
 
+use crate::hub::HubPath;
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
 use object_store::path::Path as ObjectPath;
@@ -16,6 +17,10 @@ use url::Url;
 
 /// Tries of a store operation before its error is passed on.
 const TRIES: u32 = 5;
+/// How long a web server is asked again.
+const WEB_PATIENCE: Duration = Duration::from_secs(20);
+/// What a reference to the Hugging Face hub begins with.
+const HUB: &str = "hf:";
 /// First pause between tries; doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
@@ -51,6 +56,21 @@ pub enum StoreError {
         path: String,
         /// The cause.
         source: object_store::Error,
+    },
+    /// A model that is neither in the hub's cache nor to be had from the hub.
+    #[error(
+        "{reference}: not in the cache {cache}, and not to be had from the Hugging Face hub: {cause}; run \
+         `{remedy}` where there is a network and copy the cache here, or name the model's folder instead"
+    )]
+    Hub {
+        /// The model or the file.
+        reference: String,
+        /// Where it was looked for.
+        cache: String,
+        /// What went wrong on the way to the hub.
+        cause: String,
+        /// The command that fetches it.
+        remedy: String,
     },
     /// The store let the same key be created twice.
     #[error(
@@ -101,9 +121,14 @@ pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes, StoreError>> + Sen
 pub struct Location(Url);
 
 impl Location {
-    /// A URL, or a path relative to the working directory.
+    /// A URL, a model on the hub (`hf:org/name@revision`), or a path relative to the working directory.
     pub fn parse(text: &str) -> Result<Self, StoreError> {
         let fail = |cause: String| StoreError::Url { text: text.to_owned(), cause };
+        if let Some(rest) = text.strip_prefix(HUB) {
+            let hub = HubPath::parse(rest.trim_start_matches('/'))
+                .ok_or_else(|| fail("not hf:org/name@revision".to_owned()))?;
+            return Url::parse(&hub.reference()).map(Self).map_err(|error| fail(error.to_string()));
+        }
         if text.contains("://") {
             return Url::parse(text).map(Self).map_err(|error| fail(error.to_string()));
         }
@@ -120,8 +145,11 @@ impl Location {
 
     /// `text` relative to this folder; a URL or an absolute path stands for itself.
     pub fn join(&self, text: &str) -> Result<Self, StoreError> {
-        if text.contains("://") || Path::new(text).is_absolute() {
+        if text.contains("://") || text.starts_with(HUB) || Path::new(text).is_absolute() {
             return Self::parse(text);
+        }
+        if let Some(hub) = self.hub() {
+            return Self::parse(&format!("{}/{text}", hub.reference()));
         }
         let fail = |cause: &str| StoreError::Url { text: text.to_owned(), cause: cause.to_owned() };
         let mut url = self.0.clone();
@@ -139,22 +167,73 @@ impl Location {
         Ok(Self(url))
     }
 
-    /// The local path, where it is one.
+    /// The model or file on the Hugging Face hub that it names.
+    pub fn hub(&self) -> Option<HubPath> {
+        self.0.as_str().strip_prefix(HUB).and_then(HubPath::parse)
+    }
+
+    /// The local path, where it is one or stands in the hub's cache.
     pub fn local_path(&self) -> Option<std::path::PathBuf> {
+        if let Some(hub) = self.hub() {
+            return hub.cached();
+        }
         (self.0.scheme() == "file").then(|| self.0.to_file_path().ok()).flatten()
     }
 
     fn object(&self) -> Result<(Arc<dyn ObjectStore>, ObjectPath), StoreError> {
         let fail =
             |error: object_store::Error| StoreError::Url { text: self.to_string(), cause: error.to_string() };
+        if let Some(path) = self.hub().and_then(|hub| hub.cached()) {
+            let url = Url::from_file_path(&path).map_err(|()| StoreError::Url {
+                text: self.to_string(),
+                cause: format!("{} is not absolute", path.display()),
+            })?;
+            let (store, path) = object_store::parse_url(&url).map_err(fail)?;
+            return Ok((store.into(), path));
+        }
+        if matches!(self.0.scheme(), "http" | "https") {
+            return self.web();
+        }
         let (store, path) = object_store::parse_url_opts(&self.0, environment(&self.0)).map_err(fail)?;
         Ok((store.into(), path))
+    }
+
+    /// A web server, which is asked a few times only: a place that cannot be reached is said at once.
+    fn web(&self) -> Result<(Arc<dyn ObjectStore>, ObjectPath), StoreError> {
+        let fail =
+            |error: object_store::Error| StoreError::Url { text: self.to_string(), cause: error.to_string() };
+        let mut root = self.0.clone();
+        root.set_path("/");
+        root.set_query(None);
+        let retry = object_store::RetryConfig {
+            max_retries: 2,
+            retry_timeout: WEB_PATIENCE,
+            ..object_store::RetryConfig::default()
+        };
+        let mut options = object_store::ClientOptions::new().with_allow_http(true);
+        if let Some(token) = crate::hub::token(&self.0) {
+            let mut headers = http::HeaderMap::new();
+            headers.insert(http::header::AUTHORIZATION, token);
+            options = options.with_default_headers(headers);
+        }
+        let store = object_store::http::HttpBuilder::new()
+            .with_url(root.as_str())
+            .with_retry(retry)
+            .with_client_options(options)
+            .build()
+            .map_err(fail)?;
+        let path = ObjectPath::from_url_path(self.0.path())
+            .map_err(|error| StoreError::Url { text: self.to_string(), cause: error.to_string() })?;
+        Ok((Arc::new(store), path))
     }
 
     /// The file's bytes, or nothing where no file is.
     pub async fn stream(&self) -> Result<Option<ByteStream>, StoreError> {
         if self.local_path().is_some_and(|path| path.is_dir()) {
             return Ok(None);
+        }
+        if let Some(hub) = self.hub().filter(|hub| hub.cached().is_none()) {
+            return Box::pin(crate::hub::stream(&hub)).await;
         }
         let (store, path) = self.object()?;
         let fail = backend(self.to_string());

@@ -13,11 +13,13 @@
 //! - [`mining`]: hard negatives from ranked lists
 //! - [`metrics`]: retrieval metrics, significance, DPR's answer rule
 //! - [`report`]: a job's report as table, JSON and page
+//! - [`export`]: results in the formats of other programs
 //! - [`text`]: tokenisers and token batches
 //! - [`matmul`], [`parallel`]: matrix products, and threads that change no bit
 //! - [`matrix`], [`tables`], [`vectors`]: data in memory, in Parquet and in safetensors
 
 pub mod executor;
+pub mod export;
 pub mod fit;
 pub mod losses;
 pub mod matmul;

@@ -1,13 +1,18 @@
 //! Tokenisers and token batches.
 //!
 //! - [`Tokenizer`]: a Hugging Face `tokenizer.json`, with truncation under our control
+//! - `vocabulary`: what becomes one: `vocab.txt`, or `vocab.json` with `merges.txt`
 //! - [`TokenBatch`]: token ids padded to a common width
 //! - [`plan_batches`]: which texts are computed together, a pure function of their lengths
+
+mod vocabulary;
+
+pub use vocabulary::SpecialTokens;
 
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use tokenizers::utils::truncation::TruncationDirection;
+use tokenizers::utils::truncation::{TruncationDirection, TruncationParams, truncate_encodings};
 
 /// Why a tokeniser could not be loaded or applied.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +63,10 @@ pub enum TextError {
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// Special tokens around one text.
     special: usize,
+    /// Special tokens around and between two.
+    pair_special: usize,
 }
 
 impl Tokenizer {
@@ -66,6 +74,22 @@ impl Tokenizer {
     pub fn load(path: &Path, vocabulary_size: usize) -> Result<Self, TextError> {
         let load = |cause: String| TextError::Load { path: path.to_owned(), cause };
         let bytes = std::fs::read(path).map_err(|error| load(error.to_string()))?;
+        Self::parse(path, &bytes, vocabulary_size)
+    }
+
+    /// Loads the tokeniser of a model's folder, from `tokenizer.json` or from the older vocabulary files.
+    pub fn open(folder: &Path, vocabulary_size: usize) -> Result<Self, TextError> {
+        let (path, bytes) = vocabulary::tokenizer_json(folder)?;
+        Self::parse(&path, &bytes, vocabulary_size)
+    }
+
+    /// The `tokenizer.json` of a model's folder, made from older vocabulary files where it has none.
+    pub fn json(folder: &Path) -> Result<Vec<u8>, TextError> {
+        vocabulary::tokenizer_json(folder).map(|(_, bytes)| bytes)
+    }
+
+    fn parse(path: &Path, bytes: &[u8], vocabulary_size: usize) -> Result<Self, TextError> {
+        let load = |cause: String| TextError::Load { path: path.to_owned(), cause };
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| load(error.to_string()))?;
         inner.with_truncation(None).map_err(|error| load(error.to_string()))?;
         inner.with_padding(None);
@@ -78,7 +102,8 @@ impl Tokenizer {
             return Err(TextError::Vocabulary { path: path.to_owned(), largest, vocabulary_size });
         }
         let special = inner.encode_fast("", true).map_err(|error| load(error.to_string()))?.len();
-        Ok(Self { inner, special })
+        let pair_special = inner.encode_fast(("", ""), true).map_err(|error| load(error.to_string()))?.len();
+        Ok(Self { inner, special, pair_special })
     }
 
     /// Token ids of `text` with special tokens, at most `max_length` of them in all.
@@ -93,6 +118,29 @@ impl Tokenizer {
         encoding.truncate(max_length - self.special, 0, TruncationDirection::Right);
         let encoding = self.inner.post_process(encoding, None, true).map_err(refuse)?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Token ids of a pair of texts with special tokens and the type of each token (0 for the first text's), at most
+    /// `max_length` of them in all: the longer text is cut first.
+    pub fn encode_pair(
+        &self,
+        first: &str,
+        second: &str,
+        max_length: usize,
+    ) -> Result<(Vec<u32>, Vec<u32>), TextError> {
+        let special = self.pair_special;
+        if max_length <= special {
+            return Err(TextError::MaxLength { max_length, special });
+        }
+        let bytes = first.len() + second.len();
+        let refuse = |error: tokenizers::Error| TextError::Encode { bytes, cause: error.to_string() };
+        let a = self.inner.encode_fast(first, false).map_err(refuse)?;
+        let mut b = self.inner.encode_fast(second, false).map_err(refuse)?;
+        b.set_type_ids(vec![1; b.len()]);
+        let params = TruncationParams { max_length: max_length - special, ..TruncationParams::default() };
+        let (a, b) = truncate_encodings(a, Some(b), &params).map_err(refuse)?;
+        let encoding = self.inner.post_process(a, b, true).map_err(refuse)?;
+        Ok((encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec()))
     }
 
     /// [`Tokenizer::encode`] of many texts on `threads` threads; the result does not depend on their number.

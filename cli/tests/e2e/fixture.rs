@@ -3,7 +3,9 @@
 //! Everything is a function of fixed seeds, so that the figures of two jobs can be compared bit for bit. The teacher
 //! is random: the tests look at the machinery, not at quality.
 
-use retort_worker::model::{EncoderConfig, FileDtype, Head, Input, Pooling, TowerConfig, save_encoder};
+use retort_worker::model::{
+    Architecture, EncoderConfig, FileDtype, Head, Input, Pooling, TowerConfig, save_encoder,
+};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::Path;
@@ -92,6 +94,7 @@ pub fn write_model(folder: &Path, seed: u64) {
     std::fs::create_dir_all(folder).unwrap();
     let tokens = vocabulary();
     let encoder = EncoderConfig {
+        architecture: Architecture::Bert,
         vocabulary_size: tokens.len(),
         hidden_size: 16,
         layers: 2,

@@ -43,12 +43,7 @@ pub fn check(spec: &JobSpec) -> Check {
     ensure(plain(&spec.name), &["name"], "use 1 to 64 letters, digits, '-', '_' or '.'")?;
     within(spec.corpus.rows_per_shard, 1, LARGEST_COUNT, &["corpus", "rows_per_shard"])?;
     check_sets(spec)?;
-    let teacher = &spec.teacher;
-    within(teacher.query_max_tokens, 3, LARGEST_TOKENS, &["teacher", "query_max_tokens"])?;
-    within(teacher.passage_max_tokens, 3, LARGEST_TOKENS, &["teacher", "passage_max_tokens"])?;
-    let longest = teacher.query_max_tokens.max(teacher.passage_max_tokens);
-    let holds_one = "must hold at least the longest text (query_max_tokens, passage_max_tokens)";
-    ensure(teacher.batch_tokens >= longest, &["teacher", "batch_tokens"], holds_one)?;
+    check_teacher(spec)?;
     check_mining(spec)?;
     for dim in &spec.baselines.pca {
         within(*dim, 1, LARGEST_DIM, &["baselines", "pca"])?;
@@ -98,6 +93,24 @@ fn check_metric(metric: &str, depth: u32) -> Check {
     let within = cutoff.parse().is_ok_and(|cutoff: u32| (1..=depth).contains(&cutoff));
     let message = format!("{metric:?} must cut between 1 and evaluate.depth = {depth}");
     ensure(within, &path, message)
+}
+
+fn check_teacher(spec: &JobSpec) -> Check {
+    let teacher = &spec.teacher;
+    let (model, query, passage) = (&teacher.model, &teacher.query_model, &teacher.passage_model);
+    let one = model.is_some() && query.is_none() && passage.is_none();
+    let two = model.is_none() && query.is_some() && passage.is_some();
+    ensure(one || two, &["teacher", "model"], "give `model`, or `query_model` and `passage_model`")?;
+    let mut longest = 3;
+    for (key, tokens) in
+        [("query_max_tokens", teacher.query_max_tokens), ("passage_max_tokens", teacher.passage_max_tokens)]
+    {
+        let Some(tokens) = tokens else { continue };
+        within(tokens, 3, LARGEST_TOKENS, &["teacher", key])?;
+        longest = longest.max(tokens);
+    }
+    let holds_one = "must hold at least the longest text (query_max_tokens, passage_max_tokens)";
+    ensure(teacher.batch_tokens >= longest, &["teacher", "batch_tokens"], holds_one)
 }
 
 fn check_sets(spec: &JobSpec) -> Check {

@@ -5,6 +5,7 @@
 
 use super::JobSpec;
 use crate::ids::{Digest, Hasher};
+pub use crate::model::{ModelDefaults, ModelFiles, ModelInputs};
 use crate::store::{Location, StoreError};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
@@ -22,18 +23,6 @@ pub struct InputFile {
     pub sha256: Digest,
 }
 
-/// A Hugging Face folder's files.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelFiles {
-    /// config.json
-    pub config: InputFile,
-    /// model.safetensors
-    pub weights: InputFile,
-    /// tokenizer.json
-    pub tokenizer: InputFile,
-}
-
 /// All files of a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,10 +33,13 @@ pub struct JobInputs {
     pub queries: InputFile,
     /// The judgements, by set.
     pub qrels: BTreeMap<String, InputFile>,
-    /// The teacher.
-    pub teacher: ModelFiles,
+    /// The teacher; its passage encoder where questions have their own.
+    pub teacher: ModelInputs,
+    /// The teacher's encoder of questions, where it is another model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_query: Option<ModelInputs>,
     /// Models that encoder students start from, by student name.
-    pub students: BTreeMap<String, ModelFiles>,
+    pub students: BTreeMap<String, ModelInputs>,
 }
 
 /// Why the files of a spec could not be recorded.
@@ -60,6 +52,14 @@ pub enum InputError {
         what: String,
         /// The names tried.
         tried: String,
+    },
+    /// A model whose files contradict each other or need another form.
+    #[error("{what}: {message}")]
+    Model {
+        /// Which model.
+        what: String,
+        /// File, what is wrong, and what to do.
+        message: String,
     },
     /// The file could not be read.
     #[error("{what}: {source}")]
@@ -86,14 +86,18 @@ impl JobInputs {
         for student in &spec.student {
             if let Some(model) = &student.model {
                 let what = format!("model of student {:?}", student.name);
-                students.insert(student.name.clone(), model_files(&what, base, model).await?);
+                students.insert(student.name.clone(), ModelInputs::collect(&what, base, model).await?);
             }
         }
         Ok(Self {
             corpus: find("corpus", &corpus, &names("corpus.jsonl")).await?,
             queries: find("queries", &corpus, &names("queries.jsonl")).await?,
             qrels,
-            teacher: model_files("teacher", base, &spec.teacher.model).await?,
+            teacher: ModelInputs::collect("teacher", base, spec.teacher.passage_reference()).await?,
+            teacher_query: match spec.teacher.query_reference() {
+                Some(model) => Some(ModelInputs::collect("teacher.query_model", base, model).await?),
+                None => None,
+            },
             students,
         })
     }
@@ -105,16 +109,6 @@ fn names(plain: &str) -> [String; 2] {
 
 fn read(what: &str, source: StoreError) -> InputError {
     InputError::Read { what: what.to_owned(), source }
-}
-
-async fn model_files(what: &str, base: &Location, path: &str) -> Result<ModelFiles, InputError> {
-    let folder = base.join(path).map_err(|source| read(what, source))?;
-    let one = async |name: &str| find(what, &folder, &[name.to_owned()]).await;
-    Ok(ModelFiles {
-        config: one("config.json").await?,
-        weights: one("model.safetensors").await?,
-        tokenizer: one("tokenizer.json").await?,
-    })
 }
 
 /// Hashes the first of `names` that exists in `folder`.

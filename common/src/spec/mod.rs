@@ -11,10 +11,12 @@ mod check_loss;
 pub mod inputs;
 mod loss;
 mod parse;
+mod teacher;
 
 pub use check::{ContradictionError, check};
 pub use loss::{LossDirection, LossKind, LossScope, LossSide, LossSpec, RampSpec};
 pub use parse::{SpecError, parse};
+pub use teacher::{Pooling, TeacherSpec};
 
 use crate::ids::Digest;
 use serde::{Deserialize, Serialize};
@@ -100,46 +102,6 @@ impl SetsSpec {
     pub fn judged(&self) -> Vec<String> {
         self.dev.iter().chain(&self.test).cloned().collect()
     }
-}
-
-/// A pre-trained model of the BERT family.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TeacherSpec {
-    /// A Hugging Face folder, relative to the spec: config.json, model.safetensors, tokenizer.json.
-    pub model: String,
-    /// How token vectors become one vector.
-    #[serde(default)]
-    pub pooling: Pooling,
-    /// Scale vectors to unit length, so that the dot product is the cosine.
-    #[serde(default = "yes")]
-    pub normalize: bool,
-    /// Longest question in tokens, special tokens included.
-    #[serde(default = "default_query_tokens")]
-    pub query_max_tokens: u32,
-    /// Longest passage in tokens, special tokens included.
-    #[serde(default = "default_passage_tokens")]
-    pub passage_max_tokens: u32,
-    /// Put before every question.
-    #[serde(default)]
-    pub query_prefix: String,
-    /// Put before every passage ("title text").
-    #[serde(default)]
-    pub passage_prefix: String,
-    /// Most tokens in an embedding batch, padding included. Part of the result's identity.
-    #[serde(default = "default_batch_tokens")]
-    pub batch_tokens: u32,
-}
-
-/// How token vectors become one vector.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Pooling {
-    /// Mean over the tokens that are not padding.
-    #[default]
-    Mean,
-    /// The first token's vector.
-    Cls,
 }
 
 /// How hard negatives are chosen from ranked lists.
@@ -394,24 +356,8 @@ impl Default for EvaluateSpec {
     }
 }
 
-fn yes() -> bool {
-    true
-}
-
 fn default_rows_per_shard() -> u32 {
     1024
-}
-
-fn default_query_tokens() -> u32 {
-    64
-}
-
-fn default_passage_tokens() -> u32 {
-    128
-}
-
-fn default_batch_tokens() -> u32 {
-    4096
 }
 
 fn default_init() -> String {

@@ -213,6 +213,9 @@ pub enum Task {
         student: ArtifactId,
         /// The encoder a head stands on, or the tokenizer's origin.
         base: ModelFiles,
+        /// The encoder of questions, where a head stands on two; `base` is that of passages then.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        query_base: Option<BaseEncoder>,
         /// The base model's pooling.
         pooling: Pooling,
         /// How questions become tokens.
@@ -251,6 +254,8 @@ pub enum Task {
         negatives: Vec<(String, ArtifactId)>,
         /// The stages as they went.
         stages: Vec<StageSummary>,
+        /// What the rows come from.
+        sources: ReportSources,
         /// Sets that things are chosen on.
         dev: Vec<String>,
         /// Sets that are reported.

@@ -2,7 +2,7 @@
 
 use super::{ArtifactId, Stage};
 use crate::spec::Pooling;
-use crate::spec::inputs::{InputFile, ModelFiles};
+use crate::spec::inputs::ModelFiles;
 use serde::{Deserialize, Serialize};
 
 /// Which text of a pair.
@@ -41,6 +41,16 @@ pub enum Encoder {
         /// The last phase's artifact.
         student: ArtifactId,
     },
+}
+
+/// An encoder that a student's head stands on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseEncoder {
+    /// Its files.
+    pub files: ModelFiles,
+    /// How token vectors become one.
+    pub pooling: Pooling,
 }
 
 /// How a student starts.
@@ -191,8 +201,8 @@ pub struct Span {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OrderTokens {
-    /// The student's tokenizer.
-    pub tokenizer: InputFile,
+    /// The files of the student's tokenizer.
+    pub tokenizer: ModelFiles,
     /// Questions.
     pub query: TextInput,
     /// Passages.
@@ -227,6 +237,37 @@ pub struct RowVariant {
     pub evaluation: ArtifactId,
     /// Its exported run.
     pub run: ArtifactId,
+    /// Its ranked lists by row number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranking: Option<ArtifactId>,
+    /// The vectors that were searched; none for BM25.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dense: Option<DenseSource>,
+}
+
+/// Vectors and what is applied to them before they are searched.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DenseSource {
+    /// Of questions and passages.
+    pub vectors: VectorSet,
+    /// Applied to both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reduce: Option<PcaReduction>,
+}
+
+/// What a report's rows come from: exports find their way by it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReportSources {
+    /// The corpus.
+    pub passages: Table,
+    /// The questions with their judgements.
+    pub queries: Table,
+    /// Sets whose questions trained.
+    pub train: Vec<String>,
+    /// The kernels' fingerprint of the vectors.
+    pub fingerprint: String,
 }
 
 /// How a stage went.

@@ -13,7 +13,7 @@ mod rows;
 mod students;
 
 use retort_common::ids::{Digest, JobId, TaskId};
-use retort_common::spec::inputs::JobInputs;
+use retort_common::spec::inputs::{JobInputs, ModelFiles};
 use retort_common::spec::{JobSpec, MiningSource, PhaseData, PhaseSpec, StudentKind, StudentSpec};
 use retort_common::task::{
     ArtifactId, Encoder, PcaReduction, Retriever, Side, StageSummary, Table, Task, TextInput, VectorSet,
@@ -216,34 +216,51 @@ impl Planner<'_, '_> {
             self.plan.wants_fingerprint = true;
             return Ok(None);
         };
-        let encoder = Encoder::Files { files: inputs.teacher.clone(), pooling: spec.teacher.pooling };
-        let (query, passage) = (text_input(spec, Side::Query, None), text_input(spec, Side::Passage, None));
-        let teacher = self.embed(&encoder, (&queries, query), (&passages, passage), &fingerprint);
+        let encoder = |side| Encoder::Files {
+            files: self.teacher_files(side).clone(),
+            pooling: spec.teacher_pooling(inputs, side),
+        };
+        let query = (&encoder(Side::Query), &queries, spec.teacher_input(inputs, Side::Query));
+        let passage = (&encoder(Side::Passage), &passages, spec.teacher_input(inputs, Side::Passage));
+        let teacher = self.embed(query, passage, &fingerprint);
         Ok(Some(Base { passages, queries, teacher, bm25, fingerprint }))
+    }
+
+    /// The teacher's files of one side.
+    fn teacher_files(&self, side: Side) -> &ModelFiles {
+        let inputs = self.context.inputs;
+        match (&inputs.teacher_query, side) {
+            (Some(query), Side::Query) => &query.files,
+            _ => &inputs.teacher.files,
+        }
     }
 
     fn embed(
         &mut self,
-        encoder: &Encoder,
-        queries: (&Table, TextInput),
-        passages: (&Table, TextInput),
+        queries: (&Encoder, &Table, TextInput),
+        passages: (&Encoder, &Table, TextInput),
         fingerprint: &str,
     ) -> VectorSet {
-        let teacher = &self.context.spec.teacher;
-        let mut side = |side: Side, (texts, input): (&Table, TextInput)| -> Vec<ArtifactId> {
+        let batch_tokens = self.context.spec.teacher.batch_tokens;
+        let normalize = self.normalizes();
+        let mut side = |side, (encoder, texts, input): (&Encoder, &Table, TextInput)| -> Vec<ArtifactId> {
             let task = |shard| Task::Embed {
                 encoder: encoder.clone(),
                 texts: texts.clone(),
                 shard,
                 side,
                 input: input.clone(),
-                batch_tokens: teacher.batch_tokens,
-                normalize: teacher.normalize,
+                batch_tokens: batch_tokens.max(input.max_tokens),
+                normalize,
                 fingerprint: fingerprint.to_owned(),
             };
             (0..texts.shards).map(|shard| self.add(task(shard))).collect()
         };
         VectorSet { queries: side(Side::Query, queries), passages: side(Side::Passage, passages) }
+    }
+
+    fn normalizes(&self) -> bool {
+        self.context.spec.normalizes(self.context.inputs)
     }
 
     /// The teacher's dimension, which the first of its shards that is done tells.
@@ -359,24 +376,6 @@ impl Planner<'_, '_> {
         }
         runs.pop().expect("a table has at least one shard")
     }
-}
-
-/// How a side's texts become tokens; a student without own limits has the teacher's.
-fn text_input(spec: &JobSpec, side: Side, student: Option<&StudentSpec>) -> TextInput {
-    let teacher = &spec.teacher;
-    let (own, default, prefix) = match side {
-        Side::Query => (
-            student.and_then(|student| student.query_max_tokens),
-            teacher.query_max_tokens,
-            &teacher.query_prefix,
-        ),
-        Side::Passage => (
-            student.and_then(|student| student.passage_max_tokens),
-            teacher.passage_max_tokens,
-            &teacher.passage_prefix,
-        ),
-    };
-    TextInput { max_tokens: own.unwrap_or(default), prefix: prefix.clone() }
 }
 
 fn wants_bm25(spec: &JobSpec) -> bool {

@@ -2,7 +2,7 @@
 
 use retort_common::ids::Digest;
 use retort_common::spec::JobSpec;
-use retort_common::spec::inputs::{InputFile, JobInputs, ModelFiles};
+use retort_common::spec::inputs::{InputFile, JobInputs, ModelFiles, ModelInputs};
 use retort_common::task::Task;
 use serde_json::{Value, json};
 
@@ -60,11 +60,15 @@ pub fn inputs(folder: &str) -> JobInputs {
         corpus: file("corpus.jsonl"),
         queries: file("queries.jsonl"),
         qrels: ["train", "dev", "test"].map(|set| (set.to_owned(), file(set))).into_iter().collect(),
-        teacher: ModelFiles {
-            config: file("config.json"),
-            weights: file("model.safetensors"),
-            tokenizer: file("tokenizer.json"),
+        teacher: ModelInputs {
+            files: ModelFiles {
+                by_name: ["config.json", "model.safetensors", "tokenizer.json"]
+                    .map(|name| (name.to_owned(), file(name)))
+                    .into(),
+            },
+            ..ModelInputs::default()
         },
+        teacher_query: None,
         students: Default::default(),
     }
 }

@@ -11,7 +11,7 @@ pub(super) fn initial_params(layout: &ParamLayout, seed: u64) -> Vec<f32> {
     let mut flat = vec![0.0; layout.len()];
     for entry in layout.entries() {
         let values = &mut flat[entry.range()];
-        if entry.path.ends_with("LayerNorm.weight") {
+        if !entry.decay && entry.path.ends_with(".weight") {
             values.fill(1.0);
         } else if entry.decay {
             let mut normal = Normal { key: key(seed, &entry.path), counter: 0 };

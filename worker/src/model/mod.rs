@@ -4,27 +4,32 @@
 //! - [`shape`]: [`TowerConfig`], what a tower is made of
 //! - [`encoder`]: BERT as a function of its parameters
 //! - [`dropout`]: masks that are a function of where they stand
-//! - [`config`]: the shape of an encoder, from and to `config.json`
+//! - [`config`]: the shape of an encoder, from and to `config.json`; `names`: architectures and their tensors' names
 //! - [`flat`]: where each parameter lies in the flat vector
 //! - [`init`]: initial parameters
-//! - [`weights`]: safetensors files
-//! - [`pretrained`]: encoders from and to Hugging Face directories
+//! - [`weights`]: safetensors files; `storage`: single tensors of one file or of shards
+//! - [`pretrained`]: encoders from and to Hugging Face directories; `folder`: what else lies in them
 //! - [`probe`]: the numerics fingerprint
 
 mod config;
 mod dropout;
 mod encoder;
 mod flat;
+mod folder;
 mod init;
+mod names;
 mod pretrained;
 mod probe;
 mod shape;
+mod storage;
 mod tower;
 mod weights;
 
 pub use config::{ConfigError, EncoderConfig};
 pub use dropout::Dropout;
 pub use flat::{ParamEntry, ParamLayout};
+pub use folder::encoder_folder;
+pub use names::Architecture;
 pub use pretrained::{PretrainedError, load_encoder, save_encoder};
 pub use probe::probe;
 pub use shape::{Head, Input, Pooling, TowerConfig, TowerError};

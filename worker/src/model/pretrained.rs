@@ -1,4 +1,4 @@
-//! Encoders from Hugging Face directories.
+//! Encoders from and to Hugging Face directories.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,7 +6,9 @@ use std::path::Path;
 use super::config::{ConfigError, EncoderConfig};
 use super::encoder::encoder_specs;
 use super::flat::ParamLayout;
-use super::weights::{FileDtype, WeightsError, read_parameters, write_parameters};
+use super::folder::encoder_folder;
+use super::storage::{TensorFiles, read_layout};
+use super::weights::{FileDtype, WeightsError, write_named};
 
 /// Why an encoder could not be loaded or stored.
 #[derive(Debug, thiserror::Error)]
@@ -19,8 +21,8 @@ pub enum PretrainedError {
     Weights(#[from] WeightsError),
 }
 
-/// Loads `config.json` and `model.safetensors` of a directory: the encoder and its flat parameters, in the order of
-/// a tower with this encoder and no head.
+/// Loads an encoder from a directory: `config.json` and `model.safetensors` or its shards, in the directory itself or
+/// where `modules.json` says. The flat parameters are in the order of a tower with this encoder and no head.
 ///
 /// With `layers`, only those layers are kept, in the order given and renumbered from 0: how a student starts from
 /// its teacher. Embeddings are kept whole.
@@ -28,12 +30,36 @@ pub fn load_encoder(
     dir: &Path,
     layers: Option<&[usize]>,
 ) -> Result<(EncoderConfig, Vec<f32>), PretrainedError> {
+    let (config, params) = load(dir)?;
+    match layers {
+        Some(layers) => keep_layers(dir, config, &params, layers),
+        None => Ok((config, params)),
+    }
+}
+
+fn load(dir: &Path) -> Result<(EncoderConfig, Vec<f32>), PretrainedError> {
+    let dir = encoder_folder(dir)?;
     let config = EncoderConfig::read(&dir.join("config.json"))?;
+    let layout = ParamLayout::new(encoder_specs(&config));
+    let architecture = config.architecture;
+    let rename = |name: &str| architecture.layout_name(name);
+    let params =
+        read_layout(&TensorFiles::open_folder(&dir)?, &layout, rename).map_err(|error| match error {
+            WeightsError::Missing { path, tensor } => {
+                WeightsError::Missing { path, tensor: architecture.file_name(&tensor) }
+            }
+            error => error,
+        })?;
+    Ok((config, params))
+}
+
+fn keep_layers(
+    dir: &Path,
+    config: EncoderConfig,
+    params: &[f32],
+    layers: &[usize],
+) -> Result<(EncoderConfig, Vec<f32>), PretrainedError> {
     let source = ParamLayout::new(encoder_specs(&config));
-    let params = read_parameters(&dir.join("model.safetensors"), &source)?;
-    let Some(layers) = layers else {
-        return Ok((config, params));
-    };
     let last = config.layers - 1;
     if let Some(layer) = layers.iter().find(|layer| **layer > last) {
         return Err(WeightsError::Layer { path: dir.to_owned(), layer: *layer, last }.into());
@@ -60,7 +86,8 @@ fn source_path(path: &str, layers: &[usize]) -> String {
     format!("encoder.layer.{}.{rest}", layers[layer])
 }
 
-/// Writes `config.json` and `model.safetensors` into `dir`, which must exist; transformers' `BertModel` reads them.
+/// Writes `config.json` and `model.safetensors` into `dir`, which must exist; transformers reads them as the model of
+/// the encoder's architecture.
 ///
 /// # Panics
 /// When `params` does not have the length of the encoder's layout.
@@ -72,7 +99,8 @@ pub fn save_encoder(
 ) -> Result<(), PretrainedError> {
     let layout = ParamLayout::new(encoder_specs(config));
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    write_parameters(&dir.join("model.safetensors"), &layout, params, dtype, &metadata)?;
+    let rename = |name: &str| config.architecture.file_name(name);
+    write_named(&dir.join("model.safetensors"), &layout, params, dtype, &metadata, rename)?;
     let path = dir.join("config.json");
     let text = serde_json::to_string_pretty(&config.to_json()).expect("a json value serializes");
     std::fs::write(&path, text + "\n").map_err(|source| WeightsError::Io { path, source })?;

@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::{Batch, Device, EncoderConfig, Head, Input, Pooling, Tower, TowerConfig};
+use super::{Architecture, Batch, Device, EncoderConfig, Head, Input, Pooling, Tower, TowerConfig};
 use crate::matrix::Matrix;
 use crate::text::TokenBatch;
 
@@ -18,6 +18,7 @@ pub fn probe(device: &Device) -> String {
     let mut feed = |values: &[f32]| values.iter().for_each(|value| digest.update(value.to_le_bytes()));
     for (hidden_size, heads, intermediate_size, lengths) in SHAPES {
         let encoder = EncoderConfig {
+            architecture: Architecture::Bert,
             vocabulary_size: 64,
             hidden_size,
             layers: 1,

@@ -6,6 +6,7 @@ use super::config::{ConfigError, EncoderConfig};
 use super::encoder::{encoder_specs, linear_specs};
 use super::flat::{ParamKind, ParamLayout, ParamSpec};
 use super::init::initial_params;
+use super::names::Architecture;
 use crate::matrix::Matrix;
 
 /// The largest width of a head.
@@ -24,6 +25,12 @@ pub enum TowerError {
         what: &'static str,
         /// Its value.
         width: usize,
+    },
+    /// An encoder that cannot be computed yet.
+    #[error("encoders of architecture {found:?} cannot be computed; use one of BERT's architecture")]
+    Architecture {
+        /// Which.
+        found: Architecture,
     },
     /// A flat vector of another length.
     #[error("{found} parameters were given, the tower has {expected}")]
@@ -140,7 +147,12 @@ impl TowerConfig {
         };
         match &self.input {
             Input::Vectors { dim } => width("the input", *dim)?,
-            Input::Tokens { encoder, .. } => encoder.validate()?,
+            Input::Tokens { encoder, .. } => {
+                encoder.validate()?;
+                if encoder.architecture != Architecture::Bert {
+                    return Err(TowerError::Architecture { found: encoder.architecture });
+                }
+            }
         }
         match &self.head {
             Head::None => Ok(()),

@@ -6,6 +6,7 @@ use crate::text::TokenBatch;
 
 pub(super) fn tiny_encoder(layers: usize) -> EncoderConfig {
     EncoderConfig {
+        architecture: Architecture::Bert,
         vocabulary_size: 50,
         hidden_size: 16,
         layers,

@@ -1,15 +1,17 @@
-//! Weights in safetensors files: hostile-input checks on reading, reproducible bytes on writing.
+//! Weights as safetensors files of a whole layout, with reproducible bytes; [`super::storage`] reads single tensors.
 //!
-//! Only here is the weight of a linear layer transposed between the file's [output, input] and our [input, output].
+//! Only in these two is the weight of a linear layer transposed between the file's [output, input] and our
+//! [input, output].
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{bf16, f16};
-use safetensors::{Dtype, SafeTensors};
+use burn::tensor::f16;
 
 use super::flat::{ParamEntry, ParamLayout};
+use super::names::Architecture;
+use super::storage::{TensorFiles, read_layout};
 
 /// Why weights could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +84,14 @@ pub enum WeightsError {
         /// The value.
         value: f32,
     },
+    /// A layer behind the encoder whose configuration is not supported.
+    #[error("{path}: {message}")]
+    Layers {
+        /// The file that describes it.
+        path: PathBuf,
+        /// What is wrong, and what is supported.
+        message: String,
+    },
     /// A layer was asked for that the encoder does not have.
     #[error("layer {layer} was asked for, {path} has layers 0 to {last}")]
     Layer {
@@ -103,69 +113,10 @@ pub enum FileDtype {
     F16,
 }
 
-/// Tensors of a file that belong to parts of BERT that a retriever does not use.
-fn is_ignored(name: &str) -> bool {
-    name.starts_with("pooler.") || name.starts_with("cls.") || name == "embeddings.position_ids"
-}
-
-/// Today's name of a tensor: without the prefix of task models, and without TensorFlow's names of layer norms.
-fn canonical_name(name: &str) -> String {
-    let name = name.strip_prefix("bert.").unwrap_or(name);
-    name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-}
-
 /// Reads the parameters of `layout` from a safetensors file into one flat vector. The file must hold exactly those,
 /// apart from tensors that retrieval does not use (pooler, language-model head, position ids).
 pub fn read_parameters(path: &Path, layout: &ParamLayout) -> Result<Vec<f32>, WeightsError> {
-    let bytes = std::fs::read(path).map_err(|source| WeightsError::Io { path: path.to_owned(), source })?;
-    let file = SafeTensors::deserialize(&bytes)
-        .map_err(|error| WeightsError::Damaged { path: path.to_owned(), cause: error.to_string() })?;
-    let mut tensors = BTreeMap::new();
-    for (name, view) in file.iter() {
-        let canonical = canonical_name(name);
-        if is_ignored(&canonical) {
-            continue;
-        }
-        if layout.get(&canonical).is_none() {
-            return Err(WeightsError::Unexpected { path: path.to_owned(), tensor: name.to_owned() });
-        }
-        tensors.insert(canonical, view);
-    }
-    let mut flat = vec![0.0; layout.len()];
-    for entry in layout.entries() {
-        let tensor = || entry.path.clone();
-        let view = tensors
-            .get(&entry.path)
-            .ok_or_else(|| WeightsError::Missing { path: path.to_owned(), tensor: tensor() })?;
-        if view.shape() != entry.file_shape() {
-            return Err(WeightsError::Shape {
-                path: path.to_owned(),
-                tensor: tensor(),
-                found: view.shape().to_vec(),
-                expected: entry.file_shape(),
-            });
-        }
-        let values = decode(view.dtype(), view.data()).ok_or_else(|| WeightsError::Dtype {
-            path: path.to_owned(),
-            tensor: tensor(),
-            found: format!("{:?}", view.dtype()),
-        })?;
-        if let Some(position) = values.iter().position(|value| !value.is_finite()) {
-            return Err(WeightsError::NotFinite {
-                path: path.to_owned(),
-                tensor: tensor(),
-                position,
-                value: values[position],
-            });
-        }
-        let target = &mut flat[entry.range()];
-        if entry.transposed {
-            transpose(&values, entry.shape[1], entry.shape[0], target);
-        } else {
-            target.copy_from_slice(&values);
-        }
-    }
-    Ok(flat)
+    read_layout(&TensorFiles::open(path)?, layout, |name| Architecture::Bert.layout_name(name))
 }
 
 /// Writes the parameters of `layout` under Hugging Face's names, transposed to its layout.
@@ -179,6 +130,21 @@ pub fn write_parameters(
     dtype: FileDtype,
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), WeightsError> {
+    write_named(path, layout, params, dtype, metadata, |name| name.to_owned())
+}
+
+/// [`write_parameters`] with the names that `rename` gives.
+///
+/// # Panics
+/// When `params` does not have the length of the layout.
+pub(super) fn write_named(
+    path: &Path,
+    layout: &ParamLayout,
+    params: &[f32],
+    dtype: FileDtype,
+    metadata: &BTreeMap<String, String>,
+    rename: impl Fn(&str) -> String,
+) -> Result<(), WeightsError> {
     assert_eq!(params.len(), layout.len(), "the parameters must fit the layout");
     let to_file = |entry: &ParamEntry| {
         let values = &params[entry.range()];
@@ -189,13 +155,16 @@ pub fn write_parameters(
         transpose(values, entry.shape[0], entry.shape[1], &mut target);
         target
     };
-    let tensors: Vec<(&str, Vec<usize>, Vec<f32>)> = layout
+    let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = layout
         .entries()
         .iter()
-        .map(|entry| (entry.path.as_str(), entry.file_shape(), to_file(entry)))
+        .map(|entry| (rename(&entry.path), entry.file_shape(), to_file(entry)))
         .collect();
-    let borrowed: Vec<(&str, &[usize], &[f32])> =
-        tensors.iter().map(|(name, shape, values)| (*name, shape.as_slice(), values.as_slice())).collect();
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    let borrowed: Vec<(&str, &[usize], &[f32])> = tensors
+        .iter()
+        .map(|(name, shape, values)| (name.as_str(), shape.as_slice(), values.as_slice()))
+        .collect();
     write_safetensors(path, &borrowed, dtype, metadata)
 }
 
@@ -259,22 +228,8 @@ pub fn write_safetensors(
     write().map_err(|source| WeightsError::Io { path: path.to_owned(), source })
 }
 
-/// Little-endian values of a supported type as f32.
-fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
-    match dtype {
-        Dtype::F32 => Some(bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()),
-        Dtype::F16 => {
-            Some(bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect())
-        }
-        Dtype::BF16 => {
-            Some(bytes.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()).collect())
-        }
-        _ => None,
-    }
-}
-
 /// Transposes a row-major [rows, columns] matrix.
-fn transpose(source: &[f32], rows: usize, columns: usize, target: &mut [f32]) {
+pub(super) fn transpose(source: &[f32], rows: usize, columns: usize, target: &mut [f32]) {
     // In blocks, so that both sides stay in the cache.
     const BLOCK: usize = 32;
     for row_block in (0..rows).step_by(BLOCK) {
@@ -290,7 +245,11 @@ fn transpose(source: &[f32], rows: usize, columns: usize, target: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::bf16;
+    use safetensors::{Dtype, SafeTensors};
+
     use super::super::flat::{ParamKind, ParamSpec};
+    use super::super::storage::decode;
     use super::*;
 
     fn layout() -> ParamLayout {
@@ -333,7 +292,7 @@ mod tests {
         check(|_| (), &[]);
         check(|tensors| tensors.truncate(1), &["no tensor layer.weight"]);
         check(|tensors| tensors[1].1 = &[2, 3], &["layer.weight", "[2, 3]", "[3, 2]"]);
-        check(|tensors| tensors[0].2 = &[0.5, f32::INFINITY], &["LayerNorm.weight", "inf", "position 1"]);
+        check(|tensors| tensors[0].2 = &[0.5, f32::INFINITY], &["LayerNorm.gamma", "inf", "position 1"]);
         check(|tensors| tensors.push(("bert.layer.bias", &[1], &[0.0])), &["layer.bias", "no place"]);
     }
 

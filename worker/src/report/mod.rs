@@ -7,8 +7,10 @@
 //! - [`mod@json`]: the same for programs, report.json
 //! - [`table`]: the table on the terminal
 //! - [`negatives`]: the audit of mined negatives on the terminal
+//! - [`card`]: a student's model card
 //! - [`html`]: report.html, one page that asks nothing of the network
 
+pub mod card;
 pub mod data;
 pub mod format;
 pub mod html;
@@ -22,6 +24,7 @@ mod sample;
 #[cfg(test)]
 mod tests;
 
+pub use card::model_card;
 pub use data::{
     Comparison, FilterCount, Histogram, Kind, NegativesAudit, Phase, ReportData, Row, Shortfall, StageTime,
     StepPoint, SuspiciousNegative, Training,

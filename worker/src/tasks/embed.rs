@@ -1,7 +1,7 @@
 //! Texts to vectors.
 
 use super::bench::{Content, Produced, TaskError, VECTORS, Workbench};
-use super::input::model_folder;
+use super::input::{model_folder, tokenizer_file};
 use super::student::{Student, TOKENIZER};
 use crate::matrix::Matrix;
 use crate::model::{Batch, Head, Input, Pooling, Tower, TowerConfig, load_encoder};
@@ -47,10 +47,11 @@ impl EncoderCache {
 }
 
 /// The model's name for a pooling.
-pub fn pooling(pooling: spec::Pooling) -> Pooling {
+pub fn pooling(pooling: spec::Pooling) -> Result<Pooling, TaskError> {
     match pooling {
-        spec::Pooling::Mean => Pooling::Mean,
-        spec::Pooling::Cls => Pooling::Cls,
+        spec::Pooling::Mean => Ok(Pooling::Mean),
+        spec::Pooling::Cls => Ok(Pooling::Cls),
+        other => Err(TaskError::Input(format!("pooling {other:?} cannot be computed; use mean or cls"))),
     }
 }
 
@@ -59,8 +60,8 @@ fn load(bench: &Workbench<'_>, encoder: &Encoder) -> Result<LoadedEncoder, TaskE
         Encoder::Files { files, pooling: kind } => {
             let folder = model_folder(bench, files)?;
             let (encoder, params) = load_encoder(&folder, None).map_err(TaskError::input)?;
-            let input = Input::Tokens { encoder, pooling: pooling(*kind) };
-            (TowerConfig { input, head: Head::None }, params, folder.join("tokenizer.json"))
+            let input = Input::Tokens { encoder, pooling: pooling(*kind)? };
+            (TowerConfig { input, head: Head::None }, params, tokenizer_file(bench, &folder)?)
         }
         Encoder::Student { student } => {
             let Student { shape, params, .. } = Student::load(bench, student)?;

@@ -2,14 +2,17 @@
 //! recorded at submit.
 
 use super::bench::{TaskError, Workbench};
+use crate::model::encoder_folder;
+use crate::text::Tokenizer;
 use flate2::bufread::MultiGzDecoder;
-use retort_common::ids::Hasher;
+use retort_common::ids::{Digest, Hasher};
+use retort_common::model::modules::is_inside;
 use retort_common::spec::inputs::{InputFile, ModelFiles};
 use retort_common::store::Location;
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// Longest line of a text input.
@@ -78,7 +81,7 @@ impl Read for HashingFile {
     }
 }
 
-fn open(path: &std::path::Path, file: &InputFile) -> Result<HashingFile, TaskError> {
+fn open(path: &Path, file: &InputFile) -> Result<HashingFile, TaskError> {
     let handle = File::open(path).map_err(|error| read_error(file, &error))?;
     Ok(HashingFile { file: handle, hasher: Rc::default() })
 }
@@ -137,29 +140,48 @@ pub fn for_each_line(
     verify(&hasher, file)
 }
 
-/// A folder with the model's three files under their usual names, each verified.
+/// A folder with the model's files under their own names, each verified.
 pub fn model_folder(bench: &Workbench<'_>, files: &ModelFiles) -> Result<PathBuf, TaskError> {
-    let named = [
-        ("config.json", &files.config),
-        ("model.safetensors", &files.weights),
-        ("tokenizer.json", &files.tokenizer),
-    ];
     let mut paths = Vec::new();
-    for (_, file) in named {
-        paths.push(local_copy(bench, file)?);
+    for (name, file) in &files.by_name {
+        if !is_inside(name) {
+            return Err(TaskError::Input(format!("{name:?} is no name of a model's file")));
+        }
+        bench.go_on()?;
+        paths.push((name, local_copy(bench, file)?));
     }
     // Errors name the user's own files where they lie together already.
-    let folder = paths[0].parent().unwrap_or(&paths[0]).to_owned();
-    if named.iter().zip(&paths).all(|((name, _), path)| *path == folder.join(name)) {
+    let base = |(name, path): &(&String, PathBuf)| {
+        let depth = name.split('/').count();
+        let folder = path.ancestors().nth(depth)?;
+        (folder.join(name) == *path).then(|| folder.to_owned())
+    };
+    if let Some(folder) = paths.first().and_then(base)
+        && paths.iter().all(|file| base(file).as_ref() == Some(&folder))
+    {
         return Ok(folder);
     }
-    let folder = bench.scratch(&format!("model-{}", files.weights.sha256.short()));
-    std::fs::create_dir_all(&folder).map_err(Workbench::scratch_error(&folder))?;
-    for ((name, _), path) in named.iter().zip(&paths) {
+    let folder = bench.scratch(&format!("model-{}", Digest::of_json(files).short()));
+    for (name, path) in paths {
         let link = folder.join(name);
+        let parent = link.parent().unwrap_or(&folder);
+        std::fs::create_dir_all(parent).map_err(Workbench::scratch_error(parent))?;
         if !link.exists() {
             std::os::unix::fs::symlink(path, &link).map_err(Workbench::scratch_error(&link))?;
         }
     }
     Ok(folder)
+}
+
+/// The `tokenizer.json` of a model's folder, made in the scratch folder where the model has older files.
+pub fn tokenizer_file(bench: &Workbench<'_>, folder: &Path) -> Result<PathBuf, TaskError> {
+    let encoder = encoder_folder(folder).map_err(TaskError::input)?;
+    let own = encoder.join("tokenizer.json");
+    if own.exists() {
+        return Ok(own);
+    }
+    let made = bench.scratch("tokenizer.json");
+    let json = Tokenizer::json(&encoder).map_err(TaskError::input)?;
+    std::fs::write(&made, json).map_err(Workbench::scratch_error(&made))?;
+    Ok(made)
 }

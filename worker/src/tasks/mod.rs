@@ -10,16 +10,17 @@ mod bench;
 mod embed;
 mod evaluate;
 mod export;
-mod fit;
+pub(crate) mod fit;
 mod input;
-mod mine;
+pub(crate) mod mine;
 mod order;
 mod report;
-mod search;
+pub(crate) mod search;
 mod shard;
 mod student;
 mod train;
 
+pub(crate) use bench::VECTORS;
 pub use bench::{Content, Produced, Progress, TaskError, Workbench};
 pub use embed::EncoderCache;
 

@@ -1,7 +1,7 @@
 //! Training rows in step order, so that training reads from start to end and holds no corpus in memory.
 
 use super::bench::{Content, Produced, TaskError, Workbench};
-use super::input::local_copy;
+use super::input::model_folder;
 use super::mine::{NEGATIVES, known_positives};
 use crate::mining::Permutation;
 use crate::tables::read_negatives;
@@ -262,8 +262,8 @@ impl TokenStore {
         passages: &Table,
         needed: BTreeSet<TextRow>,
     ) -> Result<Self, TaskError> {
-        let path = local_copy(bench, &tokens.tokenizer)?;
-        let tokenizer = Tokenizer::load(&path, usize::MAX).map_err(TaskError::input)?;
+        let folder = model_folder(bench, &tokens.tokenizer)?;
+        let tokenizer = Tokenizer::open(&folder, usize::MAX).map_err(TaskError::input)?;
         let path = bench.scratch("tokens");
         let file = File::options().create(true).truncate(true).read(true).write(true).open(&path);
         let file = file.map_err(Workbench::scratch_error(&path))?;

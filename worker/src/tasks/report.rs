@@ -4,11 +4,12 @@ use super::bench::{Content, Produced, TaskError, Workbench};
 use super::evaluate::{EVALUATION, Figures};
 use super::mine::{AUDIT, CASES};
 use super::student::curve;
+use crate::export::catalog::{CATALOG, Catalog, CatalogRow};
 use crate::metrics::significance::randomization_test;
 use crate::mining::{Audit, GapHistogram};
 use crate::report::{
     Comparison, FilterCount, Histogram, Kind, NegativesAudit, Phase, ReportData, Row, Shortfall, StageTime,
-    Training, render_html, render_json, render_table,
+    Training, model_card, render_html, render_json, render_table,
 };
 use retort_common::task::{ArtifactId, ReportRow, Task};
 use serde_json::json;
@@ -36,12 +37,55 @@ pub fn report(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError>
         }
         bench.progress.progress(0, 0, &row.name);
     }
+    let catalog = catalog(task, &data, &chosen)?;
+    for (student, card) in &catalog.cards {
+        let path = format!("{folder}/models/{student}/README.md");
+        bench.wait(store.put(&path, card.clone().into_bytes().into()))?;
+    }
+    let text = serde_json::to_string_pretty(&catalog).map_err(TaskError::input)? + "\n";
+    bench.wait(store.put(&format!("{folder}/{CATALOG}"), text.into_bytes().into()))?;
     let mut parts = Vec::new();
     for (name, text) in rendered {
         bench.wait(store.put(&format!("{folder}/{name}"), text.clone().into_bytes().into()))?;
         parts.push((name.to_owned(), Content::Bytes(text.into_bytes().into())));
     }
     Ok(Produced { parts, meta: json!({ "rows": data.rows.len() }) })
+}
+
+/// Where everything lies, for exports.
+fn catalog(task: &Task, data: &ReportData, chosen: &[usize]) -> Result<Catalog, TaskError> {
+    let Task::Report { job, name, spec_digest, rows, negatives, sources, dev, test, .. } = task else {
+        unreachable!("called with its own task")
+    };
+    let row = |(row, variant): (&ReportRow, &usize)| {
+        let variant = &row.variants[*variant];
+        let dense = variant.dense.clone();
+        CatalogRow {
+            name: row.name.clone(),
+            kind: row.kind.clone(),
+            variant: variant.name.clone(),
+            export: row.export.clone(),
+            run: variant.run.clone(),
+            ranking: variant.ranking.clone(),
+            reduce: dense.as_ref().and_then(|dense| dense.reduce.clone()),
+            vectors: dense.map(|dense| dense.vectors),
+        }
+    };
+    let students = data.rows.iter().filter(|row| row.kind.is_student());
+    Ok(Catalog {
+        schema_version: 1,
+        job: job.to_string(),
+        name: name.clone(),
+        spec_digest: spec_digest.to_string(),
+        fingerprint: sources.fingerprint.clone(),
+        passages: sources.passages.clone(),
+        queries: sources.queries.clone(),
+        train: sources.train.clone(),
+        judged: dev.iter().chain(test).cloned().collect(),
+        negatives: negatives.clone(),
+        rows: rows.iter().zip(chosen).map(row).collect(),
+        cards: students.map(|row| (row.name.clone(), model_card(data, &row.name))).collect(),
+    })
 }
 
 /// Copies an artifact's parts under their own names into the report's folder.
@@ -55,7 +99,9 @@ fn copy(bench: &Workbench<'_>, artifact: &ArtifactId, folder: &str, prefix: &str
 
 /// Everything the report says, and which variant of each row it reports.
 fn gather(bench: &Workbench<'_>, task: &Task) -> Result<(ReportData, Vec<usize>), TaskError> {
-    let Task::Report { job, name, spec_digest, rows, training, negatives, stages, dev, test, metrics } = task
+    let Task::Report {
+        job, name, spec_digest, rows, training, negatives, stages, dev, test, metrics, ..
+    } = task
     else {
         unreachable!("called with its own task")
     };

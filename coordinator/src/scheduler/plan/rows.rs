@@ -1,7 +1,9 @@
 //! The report and its rows.
 
 use super::{Base, PlanError, Planner, Trained};
-use retort_common::task::{ArtifactId, PcaReduction, ReportRow, RowVariant, Task, VectorSet};
+use retort_common::task::{
+    ArtifactId, DenseSource, PcaReduction, ReportRow, ReportSources, RowVariant, Task, VectorSet,
+};
 use std::collections::BTreeMap;
 
 impl Planner<'_, '_> {
@@ -15,7 +17,8 @@ impl Planner<'_, '_> {
     ) -> ReportRow {
         let spec = self.context.spec;
         let run = self.search_dense(base, vectors, None, &spec.sets.judged(), spec.evaluate.depth);
-        let variants = vec![self.variant(base, name, "", run)];
+        let dense = DenseSource { vectors: vectors.clone(), reduce: None };
+        let variants = vec![self.variant(base, name, "", run, Some(dense))];
         let dim = vectors.passages.iter().find_map(|artifact| self.number(artifact, "dim").ok().flatten());
         let dim = dim.and_then(|dim| u32::try_from(dim).ok());
         let bytes_per_passage = dim.map_or(0.0, |dim| 4.0 * f64::from(dim));
@@ -30,7 +33,8 @@ impl Planner<'_, '_> {
             let reduce = PcaReduction { pca: pca.clone(), dim, renormalize };
             let sets = spec.sets.judged();
             let run = self.search_dense(base, &base.teacher, Some(&reduce), &sets, spec.evaluate.depth);
-            variants.push(self.variant(base, &name, variant, run));
+            let dense = DenseSource { vectors: base.teacher.clone(), reduce: Some(reduce) };
+            variants.push(self.variant(base, &name, variant, run, Some(dense)));
         }
         let bytes_per_passage = 4.0 * f64::from(dim);
         ReportRow { name, kind: "pca".to_owned(), dim: Some(dim), bytes_per_passage, variants, export: None }
@@ -39,7 +43,7 @@ impl Planner<'_, '_> {
     pub(super) fn bm25_row(&mut self, base: &Base) -> ReportRow {
         let spec = self.context.spec;
         let run = self.search_bm25(base, &spec.sets.judged(), spec.evaluate.depth);
-        let variants = vec![self.variant(base, "bm25", "", run)];
+        let variants = vec![self.variant(base, "bm25", "", run, None)];
         let figure = |key| base.bm25.as_ref().and_then(|fit| self.number(fit, key).ok().flatten());
         // A posting is a document number and a frequency, four bytes each.
         let bytes = |(postings, documents): (u64, u64)| 8.0 * postings as f64 / documents.max(1) as f64;
@@ -48,7 +52,14 @@ impl Planner<'_, '_> {
         ReportRow { name, kind, dim: None, bytes_per_passage, variants, export: None }
     }
 
-    pub(super) fn variant(&mut self, base: &Base, row: &str, name: &str, run: ArtifactId) -> RowVariant {
+    pub(super) fn variant(
+        &mut self,
+        base: &Base,
+        row: &str,
+        name: &str,
+        run: ArtifactId,
+        dense: Option<DenseSource>,
+    ) -> RowVariant {
         let spec = self.context.spec;
         let (queries, passages, sets) = (base.queries.clone(), base.passages.clone(), spec.sets.judged());
         let evaluation = self.add(Task::Evaluate {
@@ -58,9 +69,10 @@ impl Planner<'_, '_> {
             sets: sets.clone(),
             metrics: spec.evaluate.metrics.clone(),
         });
+        let ranking = Some(run.clone());
         let tag = if name.is_empty() { row.to_owned() } else { format!("{row}-{name}") };
         let run = self.add(Task::ExportRun { run, name: tag, queries, passages, sets });
-        RowVariant { name: name.to_owned(), evaluation, run }
+        RowVariant { name: name.to_owned(), evaluation, run, ranking, dense }
     }
 
     /// The report needs figures of every other task, so that it is planned when all of them are done.
@@ -100,6 +112,12 @@ impl Planner<'_, '_> {
             training: training.collect(),
             negatives: audits,
             stages: (self.context.stages)(),
+            sources: ReportSources {
+                passages: base.passages.clone(),
+                queries: base.queries.clone(),
+                train: spec.sets.train.clone(),
+                fingerprint: base.fingerprint.clone(),
+            },
             dev: spec.sets.dev.clone(),
             test: spec.sets.test.clone(),
             metrics: spec.evaluate.metrics.clone(),

@@ -1,10 +1,11 @@
 //! A student: its training rows, its phases, its vectors and its export.
 
-use super::{Base, PlanError, Planner, Trained, derived_seed, mines, sources, text_input};
+use super::{Base, PlanError, Planner, Trained, derived_seed, mines, sources};
 use retort_common::spec::inputs::ModelFiles;
 use retort_common::spec::{PhaseSpec, StudentKind, StudentSpec};
 use retort_common::task::{
-    ArtifactId, Encoder, OrderTokens, PhaseLength, ProjectionStart, Side, Span, StudentStart, Task, VectorSet,
+    ArtifactId, BaseEncoder, Encoder, OrderTokens, PhaseLength, ProjectionStart, Side, Span, StudentStart,
+    Task, VectorSet,
 };
 use std::collections::BTreeMap;
 
@@ -72,7 +73,7 @@ impl Planner<'_, '_> {
                 loss: loss.clone(),
                 span: *span,
                 keeps_state: goes_on,
-                normalize: spec.teacher.normalize,
+                normalize: self.normalizes(),
                 seed: derived_seed(spec.seed, &student.name, index),
                 fingerprint: base.fingerprint.clone(),
             });
@@ -125,7 +126,7 @@ impl Planner<'_, '_> {
             StudentKind::Encoder => StudentStart::Encoder {
                 files: self.model_files(student).clone(),
                 layers: student.layers.clone(),
-                pooling: student.pooling.unwrap_or(self.context.spec.teacher.pooling),
+                pooling: self.context.spec.student_pooling(self.context.inputs, student),
                 dim: student.dim,
                 init,
             },
@@ -133,7 +134,8 @@ impl Planner<'_, '_> {
     }
 
     pub(super) fn model_files(&self, student: &StudentSpec) -> &ModelFiles {
-        self.context.inputs.students.get(&student.name).unwrap_or(&self.context.inputs.teacher)
+        let inputs = self.context.inputs;
+        &inputs.students.get(&student.name).unwrap_or(&inputs.teacher).files
     }
 
     /// The training rows of a phase. The seed knows the phase but not the student, so that students with the
@@ -156,9 +158,9 @@ impl Planner<'_, '_> {
             }
         };
         let tokens = (student.kind == StudentKind::Encoder).then(|| OrderTokens {
-            tokenizer: self.model_files(student).tokenizer.clone(),
-            query: text_input(spec, Side::Query, Some(student)),
-            passage: text_input(spec, Side::Passage, Some(student)),
+            tokenizer: self.model_files(student).tokenizer(),
+            query: spec.student_input(self.context.inputs, student, Side::Query),
+            passage: spec.student_input(self.context.inputs, student, Side::Passage),
         });
         let mined = mines(phase);
         Ok(self.add(Task::Order {
@@ -184,13 +186,15 @@ impl Planner<'_, '_> {
         last: &ArtifactId,
     ) -> VectorSet {
         let spec = self.context.spec;
+        let inputs = self.context.inputs;
+        let normalize = self.normalizes();
         match student.kind {
             StudentKind::Head => {
                 let mut project = |vectors: &ArtifactId| {
                     self.add(Task::Project {
                         student: last.clone(),
                         vectors: vectors.clone(),
-                        normalize: spec.teacher.normalize,
+                        normalize,
                         fingerprint: base.fingerprint.clone(),
                     })
                 };
@@ -201,25 +205,39 @@ impl Planner<'_, '_> {
             }
             StudentKind::Encoder => {
                 let encoder = Encoder::Student { student: last.clone() };
-                let query = text_input(spec, Side::Query, Some(student));
-                let passage = text_input(spec, Side::Passage, Some(student));
-                self.embed(&encoder, (&base.queries, query), (&base.passages, passage), &base.fingerprint)
+                let query = spec.student_input(inputs, student, Side::Query);
+                let passage = spec.student_input(inputs, student, Side::Passage);
+                let queries = (&encoder, &base.queries, query);
+                self.embed(queries, (&encoder, &base.passages, passage), &base.fingerprint)
             }
         }
     }
 
     pub(super) fn export_student(&mut self, student: &StudentSpec, last: &ArtifactId) -> ArtifactId {
         let spec = self.context.spec;
+        let inputs = self.context.inputs;
         // A head stands on the teacher and reads what the teacher reads.
         let own = (student.kind == StudentKind::Encoder).then_some(student);
-        let base = own.map_or(&self.context.inputs.teacher, |student| self.model_files(student)).clone();
+        let base = own.map_or_else(|| self.teacher_files(Side::Passage), |student| self.model_files(student));
+        let input = |side| match own {
+            Some(student) => spec.student_input(inputs, student, side),
+            None => spec.teacher_input(inputs, side),
+        };
+        let pooling = match own {
+            Some(student) => spec.student_pooling(inputs, student),
+            None => spec.teacher_pooling(inputs, Side::Passage),
+        };
         self.add(Task::ExportStudent {
             student: last.clone(),
-            base,
-            pooling: own.and_then(|student| student.pooling).unwrap_or(spec.teacher.pooling),
-            query: text_input(spec, Side::Query, own),
-            passage: text_input(spec, Side::Passage, own),
-            normalize: spec.teacher.normalize,
+            base: base.clone(),
+            query_base: inputs.teacher_query.as_ref().filter(|_| own.is_none()).map(|query| BaseEncoder {
+                files: query.files.clone(),
+                pooling: spec.teacher_pooling(inputs, Side::Query),
+            }),
+            pooling,
+            query: input(Side::Query),
+            passage: input(Side::Passage),
+            normalize: self.normalizes(),
         })
     }
 }

@@ -3,7 +3,7 @@
 use super::super::bench::{TaskError, Workbench};
 use super::super::embed::pooling;
 use super::super::fit::load_pca;
-use super::super::input::model_folder;
+use super::super::input::{model_folder, tokenizer_file};
 use super::super::order::StepRows;
 use super::super::student::{Student, StudentShape, TOKENIZER};
 use crate::matrix::Matrix;
@@ -45,17 +45,17 @@ pub(super) fn begin(
             let (encoder, encoder_params) =
                 load_encoder(&folder, layers.as_deref()).map_err(TaskError::input)?;
             // The rows hold its token ids already; here both sides are known.
-            let tokenizer = folder.join("tokenizer.json");
+            let tokenizer = tokenizer_file(bench, &folder)?;
             Tokenizer::load(&tokenizer, encoder.vocabulary_size).map_err(TaskError::input)?;
             let head = dim.map_or(Head::None, |dim| Head::Linear { dim: dim as usize, bias: true });
-            let tower = TowerConfig { input: Input::Tokens { encoder, pooling: pooling(*kind) }, head };
+            let tower = TowerConfig { input: Input::Tokens { encoder, pooling: pooling(*kind)? }, head };
             // The head's parameters follow the encoder's in the canonical order.
             let mut params = tower.initial_params(seed);
             params[..encoder_params.len()].copy_from_slice(&encoder_params);
             if dim.is_some() {
                 start_projection(bench, &tower, &mut params, init, normalize)?;
             }
-            Ok((StudentShape { tower }, params, Some(folder.join("tokenizer.json"))))
+            Ok((StudentShape { tower }, params, Some(tokenizer)))
         }
     }
 }
