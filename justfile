@@ -44,12 +44,33 @@ parity MODEL: parity-setup parity-metrics
     RETORT_MINILM={{ MODEL }} RETORT_PARITY="$PWD/target/parity/encoder.json" \
         cargo test --package retort-worker --lib parity -- --ignored --nocapture
 
+# Compare every architecture, and what is exported from it, with transformers and sentence-transformers.
+parity-models: parity-setup
+    {{ venv }}/bin/python tests/parity/models.py write target/parity/models
+    RETORT_MODELS="$PWD/target/parity/models" \
+        cargo test --package retort-worker --lib architectures -- --ignored --nocapture
+    {{ venv }}/bin/python tests/parity/models.py check target/parity/models
+
 # Compare the metrics with ir_measures on random runs.
 parity-metrics: parity-setup
     mkdir -p target/parity/metrics
     {{ venv }}/bin/python tests/parity/metrics.py random target/parity/metrics 50
     RETORT_METRICS_PARITY="$PWD/target/parity/metrics" \
         cargo test --package retort-worker random_values_equal_ir_measures -- --ignored
+
+# Search, quantisers and BM25 against faiss and bm25s: the same results, on VECTORS.npy and QUERIES.npy or synthetic ones.
+parity-search *VECTORS: parity-setup
+    cargo build --release --package retort-worker --example search_peer
+    {{ venv }}/bin/python tests/parity/search.py parity target/release/examples/search_peer {{ VECTORS }}
+
+# Search, quantisers and BM25 beside faiss and bm25s, alternating, two threads each.
+bench-search *ARGS: parity-setup
+    cargo build --release --package retort-worker --example search_peer
+    {{ venv }}/bin/python tests/parity/search.py bench target/release/examples/search_peer {{ ARGS }}
+
+# Shard a synthetic psgs_w100.tsv of 5 million lines (3.4 GB under FOLDER): megabytes a second and peak memory.
+bench-shard LINES="5000000" THREADS="2" FOLDER="/tmp":
+    cargo bench --package retort-worker --bench shard -- {{ LINES }} {{ THREADS }} {{ FOLDER }}
 
 # Check the Kubernetes manifests.
 manifests:

@@ -38,12 +38,26 @@ pub enum Verb {
     Cancel(CancelArgs),
     /// Look at a job's mined negatives.
     Negatives(NegativesArgs),
+    /// Stop a job's work until it is resumed; trainings leave a checkpoint.
+    Pause(GetArgs),
+    /// Let a paused job go on, with whatever workers there are then.
+    Resume(GetArgs),
+    /// Look at checkpoints.
+    Checkpoint(CheckpointArgs),
     /// Write a finished job's model, embeddings, index, runs or negatives in the format of another program.
     Export(ExportArgs),
     /// Start a worker, or list the coordinator's workers.
     Worker(WorkerArgs),
+    /// Look into data sets.
+    Dataset(DatasetArgs),
+    /// Judge a run file: metrics with bootstrap intervals, and a paired test against another run.
+    Eval(EvalArgs),
     /// Start a coordinator.
     Coordinator(CoordinatorArgs),
+    /// Embed passages with a finished student and write an index, without a cluster.
+    Encode(EncodeArgs),
+    /// Search an index, without a cluster.
+    Search(SearchArgs),
     /// Print the version.
     Version,
 }
@@ -259,6 +273,18 @@ pub struct NegativesReportArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct CheckpointArgs {
+    #[command(subcommand)]
+    pub verb: CheckpointVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CheckpointVerb {
+    /// List the checkpoints of a job's trainings, and the weights of those that are done.
+    List(GetArgs),
+}
+
+#[derive(Debug, Args)]
 pub struct ExportArgs {
     /// The job's id or its unambiguous beginning.
     pub id: String,
@@ -346,6 +372,15 @@ pub struct WorkerStart {
     /// Silence after which the coordinator counts as lost, e.g. 5s.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub failure_detection: Duration,
+    /// Address on which workers that train together reach this one; port 0 takes a free one.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
+    pub exchange_listen: String,
+    /// Host, or host and port, by which the others reach it; the address listened on without it.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub exchange_advertise: Option<String>,
+    /// How long a training goes on without the coordinator, e.g. 10m.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    pub orphan_limit: Duration,
     #[command(flatten)]
     pub process: Process,
 }
@@ -361,6 +396,9 @@ pub struct CoordinatorArgs {
     /// Silence after which a worker counts as lost; every other time-out derives from it.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub failure_detection: Duration,
+    /// A worker that makes no step of a training for so long while others wait for it leaves them.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    pub stall_limit: Duration,
     /// Write the address listened on to this file once it is bound.
     #[arg(long, value_name = "FILE")]
     pub address_file: Option<PathBuf>,
@@ -368,6 +406,108 @@ pub struct CoordinatorArgs {
     pub tls: Tls,
     #[command(flatten)]
     pub process: Process,
+}
+
+#[derive(Debug, Args)]
+pub struct EncodeArgs {
+    /// The model: a folder as a job's report exports it, or another of sentence-transformers.
+    #[arg(value_name = "MODEL_DIR")]
+    pub model: PathBuf,
+    /// Passages, JSON Lines with _id, title and text; .gz or plain.
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Where to write the index: a new or empty folder.
+    #[arg(long, value_name = "INDEX_DIR")]
+    pub index: PathBuf,
+    /// How passages are kept: vectors, pq-BYTES, opq-BYTES, int8 or binary; quantisers are fitted to these passages.
+    #[arg(long, value_name = "HOW", default_value = "vectors")]
+    pub keep: String,
+    /// Compute threads; as many as cores without it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+}
+
+#[derive(Debug, Args)]
+pub struct SearchArgs {
+    /// An index that `retort encode` wrote.
+    #[arg(value_name = "INDEX_DIR")]
+    pub index: PathBuf,
+    /// Questions.
+    #[arg(value_name = "QUESTION")]
+    pub queries: Vec<String>,
+    /// Questions from a file, JSON Lines with _id and text; .gz or plain.
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// The model that embeds questions; the one that embedded the passages without it.
+    #[arg(long, value_name = "MODEL_DIR")]
+    pub model: Option<PathBuf>,
+    /// Passages for each question; fewer where the index has fewer.
+    #[arg(short, value_name = "K", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub k: u32,
+    /// Compute threads; as many as cores without it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    #[arg(long, short, value_name = "FORMAT", default_value = "text")]
+    pub output: FoundFormat,
+}
+
+/// How passages that were found are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FoundFormat {
+    /// For people.
+    Text,
+    /// One object for each question.
+    Jsonl,
+    /// TREC's run format.
+    Trec,
+}
+
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// A TREC run, an MS MARCO run or DPR's results, plain or gzipped; its content tells which.
+    pub run: PathBuf,
+    /// Judgements: TREC's or MS MARCO's four columns, or BEIR's three with a header.
+    #[arg(long, value_name = "FILE")]
+    pub qrels: Option<PathBuf>,
+    /// Another run on the same questions to test against.
+    #[arg(long, value_name = "RUN")]
+    pub against: Option<PathBuf>,
+    /// Metrics, e.g. mrr@10,recall@100 or, for DPR's results, accuracy@20.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub metrics: Vec<String>,
+    /// How answers are looked for in DPR's results.
+    #[arg(long, value_name = "RULE", value_parser = ["text", "regex"])]
+    pub answers: Option<String>,
+    /// Write the values of every question to this file, with tabs.
+    #[arg(long, value_name = "FILE")]
+    pub per_query: Option<PathBuf>,
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
+}
+
+#[derive(Debug, Args)]
+pub struct DatasetArgs {
+    #[command(subcommand)]
+    pub verb: DatasetVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DatasetVerb {
+    /// Tell what files are, count and measure their records, and find what is wrong; exit code 1 if something is.
+    Check(DatasetCheckArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct DatasetCheckArgs {
+    /// Files, folders, globs or URLs of one data set; passages=PATH, queries=PATH or set=PATH says what a file serves
+    /// for where its name does not.
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<String>,
+    /// Format of all these files, e.g. psgs; recognised by content without it.
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
 }
 
 /// What every long-running process has.

@@ -4,10 +4,10 @@ mod document;
 mod table;
 
 pub use document::{dry_run, job_json, log_json};
-pub use table::{describe, duration, log_text, timestamp};
+pub use table::{columns, describe, duration, log_text, timestamp};
 
 use crate::args::Format;
-use retort_common::client::{JobView, WorkerView};
+use retort_common::client::{CheckpointView, JobView, WorkerView};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 
@@ -59,6 +59,18 @@ pub fn workers(workers: &[WorkerView], format: Format) -> io::Result<()> {
         Format::Table | Format::Wide => line(&table::workers(workers, format == Format::Wide)),
         Format::Json => json_document(json!({ "workers": workers.iter().map(of).collect::<Vec<_>>() })),
         Format::Jsonl => workers.iter().try_for_each(|worker| json_line(&versioned(of(worker)))),
+    }
+}
+
+/// A list of checkpoints.
+pub fn checkpoints(checkpoints: &[CheckpointView], format: Format) -> io::Result<()> {
+    let of = document::checkpoint_json;
+    match format {
+        Format::Table | Format::Wide => line(&table::checkpoints(checkpoints, format == Format::Wide)),
+        Format::Json => {
+            json_document(json!({ "checkpoints": checkpoints.iter().map(of).collect::<Vec<_>>() }))
+        }
+        Format::Jsonl => checkpoints.iter().try_for_each(|one| json_line(&versioned(of(one)))),
     }
 }
 

@@ -8,11 +8,17 @@ use retort_common::net::NetOptions;
 use retort_common::store::Store;
 use retort_common::telemetry;
 use retort_coordinator::Config;
-use retort_worker::executor::TaskExecutor;
+use retort_worker::exchange::{Exchange, ExchangeConfig};
+use retort_worker::executor::{Cohorts, TaskExecutor};
 use retort_worker::model::{Device, probe};
 use retort_worker::session;
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a worker waits in an exchange for a peer that lives but sends nothing; it may compute all the while. The
+/// coordinator decides earlier who holds up whom.
+const EXCHANGE_PATIENCE: Duration = Duration::from_secs(3600);
 
 pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<Exit> {
     begin(&args.process)?;
@@ -20,6 +26,7 @@ pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<Exit> {
         store: Store::open(&args.store)?,
         listen: args.listen,
         net: NetOptions { tls: config::tls_files(&args.tls)?, failure_detection: args.failure_detection },
+        stall_limit: args.stall_limit,
         address_file: args.address_file,
     };
     retort_coordinator::run(config, told_to_stop(), None).await?;
@@ -51,7 +58,18 @@ pub async fn worker(args: WorkerStart) -> anyhow::Result<Exit> {
         }
     };
     let runtime = tokio::runtime::Handle::current();
+    let exchange = Exchange::listen(ExchangeConfig {
+        worker: worker.clone(),
+        listen: args.exchange_listen,
+        advertise: args.exchange_advertise,
+        net: net.clone(),
+        patience: EXCHANGE_PATIENCE,
+    })
+    .await?;
+    let exchange_address = exchange.address().to_owned();
+    let cohorts = Cohorts { worker: worker.clone(), exchange, orphan_limit: args.orphan_limit };
     let executor = TaskExecutor::new(device.clone(), threads, &folder, args.cache_bytes, runtime)?;
+    let executor = executor.with_cohorts(cohorts);
     let config = session::Config {
         coordinators,
         worker,
@@ -59,6 +77,7 @@ pub async fn worker(args: WorkerStart) -> anyhow::Result<Exit> {
         fingerprint: tokio::task::spawn_blocking(move || probe(&device)).await?,
         threads: u32::try_from(threads)?,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        exchange_address,
         net,
     };
     session::run(config, Arc::new(executor), told_to_stop()).await?;

@@ -83,10 +83,10 @@ fn dry_run(spec: &JobSpec, inputs: &JobInputs, format: Format) -> anyhow::Result
                 "students: {}",
                 if students.is_empty() { "none".into() } else { students.join(", ") }
             ))?;
-            let JobInputs { corpus, queries, qrels, teacher, teacher_query, students } = inputs;
+            let JobInputs { corpus, teacher, teacher_query, students } = inputs;
             let models = students.values().chain([teacher]).chain(teacher_query);
             let models = models.flat_map(|model| model.files.by_name.values());
-            for file in [corpus, queries].into_iter().chain(qrels.values()).chain(models) {
+            for file in corpus.files().chain(models) {
                 output::line(&format!("{}  {:>12} bytes  {}", file.sha256.short(), file.bytes, file.url))?;
             }
             eprintln!("nothing was submitted");
@@ -227,6 +227,19 @@ fn say_end(job: &JobView) {
 pub async fn cancel(args: CancelArgs) -> anyhow::Result<Exit> {
     let job = config::client(&args.connect)?.cancel(&args.id, args.force).await?;
     output::job(&job, args.output)?;
+    Ok(Exit::Ok)
+}
+
+pub async fn pause(args: GetArgs, resume: bool) -> anyhow::Result<Exit> {
+    let mut client = config::client(&args.connect)?;
+    let job = if resume { client.resume(&args.id).await? } else { client.pause(&args.id).await? };
+    output::job(&job, args.output)?;
+    Ok(Exit::Ok)
+}
+
+pub async fn checkpoint_list(args: GetArgs) -> anyhow::Result<Exit> {
+    let checkpoints = config::client(&args.connect)?.checkpoints(&args.id).await?;
+    output::checkpoints(&checkpoints, args.output)?;
     Ok(Exit::Ok)
 }
 

@@ -6,7 +6,7 @@
 
 mod view;
 
-pub use view::{JobState, JobView, LogLine, StageView, UnknownState, WorkerView};
+pub use view::{CheckpointView, JobState, JobView, LogLine, StageView, UnknownState, WorkerView};
 
 use crate::ids::RequestId;
 use crate::net::{self, NetError, NetOptions};
@@ -178,6 +178,30 @@ impl Client {
         let call = async |mut jobs: JobsClient<Channel>| jobs.cancel(request.clone()).await;
         let proto::CancelResponse { job } = self.call(call).await?;
         view::present(job)
+    }
+
+    /// Stops a job's work until it is resumed.
+    pub async fn pause(&mut self, id: &str) -> Result<JobView, ClientError> {
+        let request = proto::PauseRequest { job_id: id.to_owned() };
+        let call = async |mut jobs: JobsClient<Channel>| jobs.pause(request.clone()).await;
+        let proto::PauseResponse { job } = self.call(call).await?;
+        view::present(job)
+    }
+
+    /// Lets a paused job go on.
+    pub async fn resume(&mut self, id: &str) -> Result<JobView, ClientError> {
+        let request = proto::ResumeRequest { job_id: id.to_owned() };
+        let call = async |mut jobs: JobsClient<Channel>| jobs.resume(request.clone()).await;
+        let proto::ResumeResponse { job } = self.call(call).await?;
+        view::present(job)
+    }
+
+    /// The checkpoints of a job's trainings, by training and step.
+    pub async fn checkpoints(&mut self, id: &str) -> Result<Vec<CheckpointView>, ClientError> {
+        let request = proto::ListCheckpointsRequest { job_id: id.to_owned() };
+        let call = async |mut jobs: JobsClient<Channel>| jobs.list_checkpoints(request.clone()).await;
+        let proto::ListCheckpointsResponse { checkpoints } = self.call(call).await?;
+        Ok(checkpoints.into_iter().map(view::checkpoint).collect())
     }
 
     /// The workers, sorted by id.

@@ -100,7 +100,8 @@ fn endpoint() -> String {
 
 /// The user's token, for requests to the hub and to nobody else.
 pub fn token(url: &url::Url) -> Option<http::HeaderValue> {
-    if !url.as_str().starts_with(&endpoint()) {
+    // With the slash, or "https://hub.example" would also stand for "https://hub.example.org".
+    if !url.as_str().starts_with(&format!("{}/", endpoint())) {
         return None;
     }
     let token = std::env::var("HF_TOKEN").ok().filter(|token| !token.is_empty())?;

@@ -4,6 +4,8 @@
 //! - [`spec`]: the job spec and its input files
 //! - [`model`]: the files of models and what their folders say; [`hub`]: models on the Hugging Face hub
 //! - [`task`]: tasks and the artifacts they make
+//! - [`checkpoint`]: checkpoints of trainings in the store
+//! - [`cohort`]: the workers that compute one training together
 //! - [`store`]: object storage
 //! - [`artifact`]: artifacts and their manifests in the store, verified on read
 //! - [`net`]: the one seam through which every connection goes
@@ -12,7 +14,9 @@
 //! - [`proto`]: the generated protocol
 
 pub mod artifact;
+pub mod checkpoint;
 pub mod client;
+pub mod cohort;
 pub mod hub;
 pub mod ids;
 pub mod model;

@@ -17,7 +17,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 /// Largest message on any stream; tensors travel in chunks far below it.
 pub const MAX_MESSAGE_BYTES: usize = 32 << 20;
 /// Version of the session between workers and coordinators; differing ones refuse each other.
-pub const SESSION_PROTOCOL: u32 = 1;
+pub const SESSION_PROTOCOL: u32 = 2;
 /// Silence after which a peer counts as lost, unless told otherwise.
 pub const DEFAULT_FAILURE_DETECTION: Duration = Duration::from_secs(5);
 
@@ -55,6 +55,29 @@ impl NetOptions {
 
     fn keep_alive_timeout(&self) -> Duration {
         self.failure_detection * 2 / 3
+    }
+}
+
+/// What a connection carries. The receiver of frames says how large they may be, so both ends set it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Traffic {
+    /// Names and numbers: HTTP/2's own sizes.
+    Control,
+    /// Tensors in chunks of some 256 KiB: one chunk fits a frame, and several are under way.
+    Tensors,
+}
+
+impl Traffic {
+    fn frame_bytes(self) -> Option<u32> {
+        (self == Self::Tensors).then_some(512 << 10)
+    }
+
+    fn stream_window_bytes(self) -> Option<u32> {
+        (self == Self::Tensors).then_some(2 << 20)
+    }
+
+    fn connection_window_bytes(self) -> Option<u32> {
+        (self == Self::Tensors).then_some(4 << 20)
     }
 }
 
@@ -111,6 +134,15 @@ pub enum NetError {
 
 /// A channel to a server. It dials on first use and again whenever the connection is lost.
 pub fn channel(url: &str, options: &NetOptions) -> Result<Channel, NetError> {
+    open(url, options, Traffic::Control)
+}
+
+/// A channel for tensors: frames and windows are large.
+pub fn tensor_channel(url: &str, options: &NetOptions) -> Result<Channel, NetError> {
+    open(url, options, Traffic::Tensors)
+}
+
+fn open(url: &str, options: &NetOptions, traffic: Traffic) -> Result<Channel, NetError> {
     let url = complete(url, options.tls.is_some());
     let fail = |cause: tonic::transport::Error| NetError::Address { text: url.clone(), cause: chain(&cause) };
     let mut endpoint = Endpoint::from_shared(url.clone())
@@ -119,7 +151,10 @@ pub fn channel(url: &str, options: &NetOptions) -> Result<Channel, NetError> {
         .http2_keep_alive_interval(options.keep_alive_interval())
         .keep_alive_timeout(options.keep_alive_timeout())
         .keep_alive_while_idle(true)
-        .tcp_nodelay(true);
+        .tcp_nodelay(true)
+        .max_frame_size(traffic.frame_bytes())
+        .initial_stream_window_size(traffic.stream_window_bytes())
+        .initial_connection_window_size(traffic.connection_window_bytes());
     if endpoint.uri().host().is_none() || endpoint.uri().port_u16().is_none() {
         return Err(NetError::Address { text: url, cause: "host or port is missing".to_owned() });
     }
@@ -177,11 +212,34 @@ pub async fn serve(
     routes: Routes,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), NetError> {
+    serve_traffic(listener, options, routes, Traffic::Control, shutdown).await
+}
+
+/// Like [`serve`], for tensors: frames and windows are large.
+pub async fn serve_tensors(
+    listener: Listener,
+    options: &NetOptions,
+    routes: Routes,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), NetError> {
+    serve_traffic(listener, options, routes, Traffic::Tensors, shutdown).await
+}
+
+async fn serve_traffic(
+    listener: Listener,
+    options: &NetOptions,
+    routes: Routes,
+    traffic: Traffic,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), NetError> {
     let Listener { listener, address } = listener;
     let mut builder = Server::builder()
         .http2_keepalive_interval(Some(options.keep_alive_interval()))
         .http2_keepalive_timeout(Some(options.keep_alive_timeout()))
-        .tcp_nodelay(true);
+        .tcp_nodelay(true)
+        .max_frame_size(traffic.frame_bytes())
+        .initial_stream_window_size(traffic.stream_window_bytes())
+        .initial_connection_window_size(traffic.connection_window_bytes());
     if let Some(files) = &options.tls {
         builder = builder.tls_config(server_tls(files)?).map_err(tls_error)?;
     }
@@ -240,9 +298,17 @@ pub fn describe(url: &str, status: &tonic::Status) -> String {
     }
     let cause = format!("{}: {}", status.message(), chain(status)).to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| cause.contains(word));
-    if has(&["certificate", "unknownissuer", "handshake", "alert", "tls"]) {
-        let text = "TLS was refused; check that both sides' certificates come from the given ca, are in date, and \
-                    name the host";
+    if has(&["received fatal alert"]) {
+        let text = "it refuses this side's certificate; check that it comes from the ca that is given there and is in \
+                    date";
+        format!("{url}: {text} ({})", last(status))
+    } else if has(&["unknownissuer"]) {
+        let text = "its certificate does not come from the given ca; check --tls-ca on both sides";
+        format!("{url}: {text} ({})", last(status))
+    } else if has(&["notvalidforname"]) {
+        format!("{url}: its certificate does not name the host; dial a name that it has ({})", last(status))
+    } else if has(&["certificate", "handshake", "alert", "tls", "corrupt message"]) {
+        let text = "TLS was refused; check that both sides use TLS or neither does, and that certificates are in date";
         format!("{url}: {text} ({})", last(status))
     } else if has(&["refused"]) {
         format!("{url}: connection refused; check the address and that the coordinator runs there")
@@ -281,6 +347,11 @@ fn last(error: &dyn std::error::Error) -> String {
     }
     cause.to_string()
 }
+
+#[cfg(test)]
+mod certificates;
+#[cfg(test)]
+mod tls_tests;
 
 #[cfg(test)]
 mod tests {

@@ -180,6 +180,91 @@ impl Location {
         (self.0.scheme() == "file").then(|| self.0.to_file_path().ok()).flatten()
     }
 
+    /// The files that `pattern`, relative to this folder, stands for, sorted: those that a glob matches (`*`, `?` and
+    /// `[…]` within a name), those in a folder, or the file itself, whether it exists or not. Names that begin with a
+    /// dot are left out.
+    pub async fn expand(&self, pattern: &str) -> Result<Vec<Self>, StoreError> {
+        let is_glob = |part: &str| part.contains(['*', '?', '[']);
+        let parts: Vec<&str> = pattern.split('/').collect();
+        // The scheme and host of a URL hold no wildcard.
+        let fixed = parts.iter().position(|part| is_glob(part)).unwrap_or(parts.len());
+        if fixed == parts.len() {
+            let location = self.join(pattern)?;
+            let inside = location.names().await?;
+            let files = inside.into_iter().filter(|(name, is_folder)| !is_folder && !name.starts_with('.'));
+            let files = files.map(|(name, _)| location.join(&name)).collect::<Result<Vec<_>, _>>()?;
+            return Ok(if files.is_empty() { vec![location] } else { files });
+        }
+        let prefix = parts[..fixed].join("/");
+        let mut folders = vec![if pattern.starts_with('/') && prefix.is_empty() {
+            self.join("/")?
+        } else {
+            self.join(&prefix)?
+        }];
+        for (at, part) in parts.iter().enumerate().skip(fixed) {
+            let last = at + 1 == parts.len();
+            let mut next = Vec::new();
+            for folder in folders {
+                if !is_glob(part) {
+                    next.push(folder.join(part)?);
+                    continue;
+                }
+                for (name, is_folder) in folder.names().await? {
+                    if is_folder != last
+                        && !name.starts_with('.')
+                        && matches(part.as_bytes(), name.as_bytes())
+                    {
+                        next.push(folder.join(&name)?);
+                    }
+                }
+            }
+            folders = next;
+        }
+        Ok(folders)
+    }
+
+    /// Every file below this folder, sorted, down to a few folders deep; nothing where this is no folder. Names that
+    /// begin with a dot are left out.
+    pub async fn below(&self) -> Result<Vec<Self>, StoreError> {
+        const DEEPEST: usize = 4;
+        let (mut files, mut open) = (Vec::new(), vec![(self.clone(), 0)]);
+        while let Some((folder, depth)) = open.pop() {
+            for (name, is_folder) in folder.names().await? {
+                let inside = folder.join(&name)?;
+                match is_folder {
+                    _ if name.starts_with('.') => {}
+                    true if depth < DEEPEST => open.push((inside, depth + 1)),
+                    true => {}
+                    false => files.push(inside),
+                }
+            }
+        }
+        files.sort_by_key(Self::to_string);
+        Ok(files)
+    }
+
+    /// What lies in this folder, sorted by name, and whether it is a folder; nothing where this is none.
+    async fn names(&self) -> Result<Vec<(String, bool)>, StoreError> {
+        let mut names = Vec::new();
+        if let Some(path) = self.local_path() {
+            let Ok(entries) = std::fs::read_dir(&path) else { return Ok(names) };
+            for entry in entries {
+                let fail = |source| StoreError::Folder { url: self.to_string(), source };
+                let entry = entry.map_err(fail)?;
+                let Ok(name) = entry.file_name().into_string() else { continue };
+                names.push((name, entry.path().is_dir()));
+            }
+        } else {
+            let (store, path) = self.object()?;
+            let found = store.list_with_delimiter(Some(&path)).await.map_err(backend(self.to_string()))?;
+            let name = |path: &ObjectPath| path.filename().unwrap_or_default().to_owned();
+            names.extend(found.objects.iter().map(|object| (name(&object.location), false)));
+            names.extend(found.common_prefixes.iter().map(|prefix| (name(prefix), true)));
+        }
+        names.sort();
+        Ok(names)
+    }
+
     fn object(&self) -> Result<(Arc<dyn ObjectStore>, ObjectPath), StoreError> {
         let fail =
             |error: object_store::Error| StoreError::Url { text: self.to_string(), cause: error.to_string() };
@@ -249,6 +334,31 @@ impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// Whether a name matches a glob of `*`, `?` and `[…]`.
+fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    match (pattern, name) {
+        ([], rest) => rest.is_empty(),
+        ([b'*', rest @ ..], _) => (0..=name.len()).any(|skip| matches(rest, &name[skip..])),
+        ([b'?', rest @ ..], [_, tail @ ..]) => matches(rest, tail),
+        ([b'[', rest @ ..], [first, tail @ ..]) => match rest.iter().position(|byte| *byte == b']') {
+            Some(end) => in_class(&rest[..end], *first) && matches(&rest[end + 1..], tail),
+            None => *first == b'[' && matches(rest, tail),
+        },
+        ([own, rest @ ..], [first, tail @ ..]) => own == first && matches(rest, tail),
+        (_, []) => false,
+    }
+}
+
+/// Whether a byte is in a class such as `abc`, `0-9` or `!x`.
+fn in_class(class: &[u8], byte: u8) -> bool {
+    let (negated, class) = match class {
+        [b'!' | b'^', rest @ ..] => (true, rest),
+        _ => (false, class),
+    };
+    let range = class.windows(3).any(|part| part[1] == b'-' && (part[0]..=part[2]).contains(&byte));
+    (range || class.contains(&byte)) != negated
 }
 
 /// Credentials and endpoints of cloud stores come from the environment (AWS_*, GOOGLE_*, AZURE_*).

@@ -163,11 +163,13 @@ impl<J: Journal> Driver<J> {
     pub async fn recover(
         mut journal: J,
         failure_detection: Duration,
+        stall_limit: Duration,
         probe: Probe,
     ) -> Result<(Self, Handle), JournalError> {
         let facts = journal.load().await?;
         let mut state = State::new(failure_detection.as_millis() as u64);
         facts.iter().for_each(|fact| scheduler::apply(&mut state, fact));
+        state.stall_limit_ms = stall_limit.as_millis() as u64;
         let base_ms = state.clock_ms;
         state.recover(base_ms);
         tracing::info!(

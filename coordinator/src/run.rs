@@ -14,6 +14,7 @@ use retort_common::store::{Store, StoreError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::oneshot;
 use tonic::service::Routes;
 
@@ -26,6 +27,8 @@ pub struct Config {
     pub listen: String,
     /// TLS and time-outs; workers are told the same failure detection.
     pub net: NetOptions,
+    /// Time without a step after which a member of a cohort counts as stalled.
+    pub stall_limit: Duration,
     /// A file that gets the bound address as "host:port", once connections are taken.
     pub address_file: Option<PathBuf>,
 }
@@ -73,14 +76,14 @@ pub async fn run_with(
     shutdown: impl Future<Output = ()>,
     bound: Option<oneshot::Sender<SocketAddr>>,
 ) -> Result<(), CoordinatorError> {
-    let Config { store, listen, net, address_file } = config;
+    let Config { store, listen, net, stall_limit, address_file } = config;
     let detection = net.failure_detection;
     let listener = net::bind(&listen).await?;
     let address = listener.address();
     store.check(&nonce()).await?;
     let mut journal = ObjectJournal::new(store.clone(), nonce);
     let epoch = journal.fence().await?;
-    let (driver, handle) = Driver::recover(journal, detection, probe).await?;
+    let (driver, handle) = Driver::recover(journal, detection, stall_limit, probe).await?;
     let jobs = JobsServer::new(JobsService::new(handle.clone(), store.clone()));
     let workers = WorkersServer::new(WorkersService::new(handle, epoch, detection, store.url()));
     let routes = Routes::new(limited_jobs(jobs)).add_service(limited_workers(workers));

@@ -1,12 +1,15 @@
 //! Runs assignments: finds or makes the artifact of a task.
 
+use crate::exchange::Exchange;
 use crate::model::Device;
 use crate::session::{Assignment, Executor, Outcome, TaskContext, TaskFailure};
-use crate::tasks::{self, Content, EncoderCache, Produced, Progress, TaskError, Workbench};
+use crate::tasks::{self, Content, EncoderCache, Produced, Progress, Seat, TaskError, Workbench};
 use retort_common::artifact::{ArtifactReader, ArtifactWriter, Cache, find};
+use retort_common::ids::WorkerId;
 use retort_common::store::Store;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 use tokio::runtime::Handle;
 
 /// The executor of a worker process.
@@ -18,6 +21,18 @@ pub struct TaskExecutor {
     runtime: Handle,
     encoders: EncoderCache,
     store: Mutex<Option<(String, Store)>>,
+    cohorts: Option<Cohorts>,
+}
+
+/// What a worker needs to compute tasks together with others.
+#[derive(Clone)]
+pub struct Cohorts {
+    /// Who this is.
+    pub worker: WorkerId,
+    /// The exchange with peers.
+    pub exchange: Exchange,
+    /// How long a cohort goes on without the coordinator.
+    pub orphan_limit: Duration,
 }
 
 /// A folder that is removed when the task is over, however it ends.
@@ -40,7 +55,12 @@ impl TaskExecutor {
         }
         std::fs::create_dir_all(&scratch).map_err(Workbench::scratch_error(&scratch))?;
         let (encoders, store) = (EncoderCache::default(), Mutex::new(None));
-        Ok(Self { device, threads, cache, scratch, runtime, encoders, store })
+        Ok(Self { device, threads, cache, scratch, runtime, encoders, store, cohorts: None })
+    }
+
+    /// The same executor with peers.
+    pub fn with_cohorts(self, cohorts: Cohorts) -> Self {
+        Self { cohorts: Some(cohorts), ..self }
     }
 
     fn store(&self, url: &str) -> Result<Store, TaskError> {
@@ -75,10 +95,16 @@ impl TaskExecutor {
             progress: &progress,
             runtime: self.runtime.clone(),
             encoders: &self.encoders,
+            seat: self.cohorts.as_ref().map(|cohorts| Seat {
+                context,
+                worker: cohorts.worker.clone(),
+                exchange: Some(cohorts.exchange.clone()),
+                orphan_limit: cohorts.orphan_limit,
+            }),
         };
         let Produced { parts, meta } = tasks::run(&bench, &assignment.task)?;
         let nonce = uuid::Uuid::new_v4().simple().to_string();
-        let mut writer = ArtifactWriter::new(&store, artifact, incarnation, assignment.attempt, nonce);
+        let mut writer = ArtifactWriter::new(&store, artifact, incarnation, context.attempt(), nonce);
         let manifest = self.runtime.block_on(async {
             for (name, content) in parts {
                 match content {

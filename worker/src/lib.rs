@@ -5,11 +5,14 @@
 //! - [`executor`]: runs an assignment to its artifact
 //! - [`tasks`]: the tasks themselves
 //! - [`training`]: the canonical gradient tree and checkpoints
+//! - [`exchange`]: tensors between the workers of a cohort
 //! - [`model`]: encoders and heads on burn; the only module that names burn
 //! - [`optimizer`]: AdamW, schedules and clipping on the flat parameter vector
 //! - [`losses`]: distillation and contrastive losses as functions of vectors
+//! - [`formats`]: readers of other people's files
 //! - [`fit`]: PCA and quantisers, fitted without a label
 //! - [`search`]: exact top-k, BM25, merging of ranked lists
+//! - [`index`]: passages in a folder, searched without a cluster
 //! - [`mining`]: hard negatives from ranked lists
 //! - [`metrics`]: retrieval metrics, significance, DPR's answer rule
 //! - [`report`]: a job's report as table, JSON and page
@@ -18,9 +21,12 @@
 //! - [`matmul`], [`parallel`]: matrix products, and threads that change no bit
 //! - [`matrix`], [`tables`], [`vectors`]: data in memory, in Parquet and in safetensors
 
+pub mod exchange;
 pub mod executor;
 pub mod export;
 pub mod fit;
+pub mod formats;
+pub mod index;
 pub mod losses;
 pub mod matmul;
 pub mod matrix;

@@ -130,6 +130,10 @@ impl QueryShard {
     }
 }
 
+/// Stands for the passage in the judgement of a question that is judged by its answers alone. Such a row says that the
+/// question belongs to the set; its grade is 0.
+pub const NO_PASSAGE: u64 = u64::MAX;
+
 /// One judgement: a passage is relevant to a question to some grade.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Judgement {
@@ -137,7 +141,7 @@ pub struct Judgement {
     pub set: String,
     /// The question's row.
     pub query: u64,
-    /// The passage's row.
+    /// The passage's row, or [`NO_PASSAGE`].
     pub passage: u64,
     /// Its grade; above 0 is relevant.
     pub grade: i64,

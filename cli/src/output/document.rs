@@ -1,7 +1,7 @@
 //! The JSON forms of what the client returns. Names are the protocol's; durations are in seconds.
 
 use super::timestamp;
-use retort_common::client::{JobView, LogLine, StageView, WorkerView};
+use retort_common::client::{CheckpointView, JobView, LogLine, StageView, WorkerView};
 use retort_common::ids::Digest;
 use retort_common::spec::JobSpec;
 use retort_common::spec::inputs::JobInputs;
@@ -76,6 +76,21 @@ pub fn worker_json(worker: &WorkerView) -> Value {
         "task": task,
         "threads": threads,
         "tasks_done": tasks_done,
+    })
+}
+
+/// A checkpoint.
+pub fn checkpoint_json(checkpoint: &CheckpointView) -> Value {
+    let CheckpointView { task, lineage, step, weights_sha256, loss, bytes, is_final, url } = checkpoint;
+    json!({
+        "task": task,
+        "lineage": lineage,
+        "step": step,
+        "weights_sha256": weights_sha256,
+        "loss": loss,
+        "bytes": bytes,
+        "final": is_final,
+        "url": url,
     })
 }
 

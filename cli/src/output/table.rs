@@ -1,7 +1,7 @@
 //! Tables and lines for people.
 
 use comfy_table::{Table, presets};
-use retort_common::client::{JobView, LogLine, StageView, WorkerView};
+use retort_common::client::{CheckpointView, JobView, LogLine, StageView, WorkerView};
 use std::fmt::Write;
 
 /// Jobs, one in a row.
@@ -46,6 +46,29 @@ pub fn workers(workers: &[WorkerView], wide: bool) -> String {
         ];
         if wide {
             row.extend([dash(&worker.version), dash(short(&worker.fingerprint))]);
+        }
+        row
+    });
+    columns(&header, rows)
+}
+
+/// Checkpoints in columns.
+pub fn checkpoints(checkpoints: &[CheckpointView], wide: bool) -> String {
+    let mut header = vec!["TRAINING", "STEP", "LOSS", "FINAL", "WEIGHTS"];
+    if wide {
+        header.extend(["BYTES", "URL"]);
+    }
+    let rows = checkpoints.iter().map(|checkpoint| {
+        let weights = &checkpoint.weights_sha256;
+        let mut row = vec![
+            short(&checkpoint.task).to_owned(),
+            checkpoint.step.to_string(),
+            checkpoint.loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}")),
+            if checkpoint.is_final { "yes" } else { "no" }.to_owned(),
+            if wide { weights.clone() } else { short(weights).to_owned() },
+        ];
+        if wide {
+            row.extend([checkpoint.bytes.to_string(), dash(&checkpoint.url)]);
         }
         row
     });
@@ -124,7 +147,8 @@ pub fn timestamp(unix_ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
-fn columns(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+/// Aligned columns without borders.
+pub fn columns(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.iter().copied()).add_rows(rows);
     // The distance between columns stands on the right only, so that lines begin at the margin.

@@ -120,7 +120,11 @@ async fn find_or_submit(
     }
     if let Some(job) = jobs.into_iter().find(|job| job.spec_digest == digest) {
         match job.state {
-            JobState::Pending | JobState::Running | JobState::Paused => {
+            JobState::Paused => {
+                eprintln!("job {}: resumed", job.id);
+                return Ok(client.resume(&job.id).await?.id);
+            }
+            JobState::Pending | JobState::Running => {
                 eprintln!("job {}: resumed", job.id);
                 return Ok(job.id);
             }

@@ -36,6 +36,8 @@ fn help_names_every_verb_and_the_exit_codes() {
         "cancel",
         "worker",
         "coordinator",
+        "dataset",
+        "eval",
         "version",
     ];
     check("--help", 0, &verbs);

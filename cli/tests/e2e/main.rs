@@ -2,15 +2,20 @@
 //!
 //! - [`command`]: the command line alone: exit codes, what goes to which stream
 //! - [`control`]: a coordinator without workers, and what its clients are told
+//! - [`data`]: other layouts than BEIR's, `dataset check` and `eval`
 //! - [`job`]: whole jobs, by `retort run` and on a cluster started by hand
 //! - [`kill`]: whole jobs while processes are killed
+//! - [`cohort`]: one training by several workers, killed, frozen and joined: always the same weights
 //! - [`bad_input`]: every kind of damaged input, and that nothing of it stays behind
 //! - [`fixture`]: a corpus, a teacher and a spec small enough for seconds
 //! - [`support`]: processes that end with their test, and what lies in a store
 
 mod bad_input;
+#[cfg(target_os = "linux")]
+mod cohort;
 mod command;
 mod control;
+mod data;
 mod fixture;
 mod job;
 #[cfg(target_os = "linux")]

@@ -59,6 +59,24 @@ impl Jobs for Scripted {
         Ok(Response::new(proto::CancelResponse { job: None }))
     }
 
+    async fn pause(&self, _: Request<proto::PauseRequest>) -> Result<Response<proto::PauseResponse>, Status> {
+        Ok(Response::new(proto::PauseResponse { job: None }))
+    }
+
+    async fn resume(
+        &self,
+        _: Request<proto::ResumeRequest>,
+    ) -> Result<Response<proto::ResumeResponse>, Status> {
+        Ok(Response::new(proto::ResumeResponse { job: None }))
+    }
+
+    async fn list_checkpoints(
+        &self,
+        _: Request<proto::ListCheckpointsRequest>,
+    ) -> Result<Response<proto::ListCheckpointsResponse>, Status> {
+        Ok(Response::new(proto::ListCheckpointsResponse { checkpoints: Vec::new() }))
+    }
+
     async fn list_workers(
         &self,
         _: Request<proto::ListWorkersRequest>,

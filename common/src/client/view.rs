@@ -238,6 +238,33 @@ fn stage(stage: proto::StageStatus) -> StageView {
     StageView { name, tasks, done, cached, running, seconds, fraction, eta_seconds, detail, complete_plan }
 }
 
+/// The state of a training after a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CheckpointView {
+    /// Digest that names the training.
+    pub task: String,
+    /// The history it belongs to; empty for the weights of a training that is done.
+    pub lineage: String,
+    /// Steps taken.
+    pub step: u64,
+    /// SHA-256 of the flat parameters as little-endian f32.
+    pub weights_sha256: String,
+    /// Loss of the last step, if there was one.
+    pub loss: Option<f64>,
+    /// Size of its file.
+    pub bytes: u64,
+    /// Whether the training is done with this step.
+    pub is_final: bool,
+    /// URL of its file.
+    pub url: String,
+}
+
+pub(super) fn checkpoint(checkpoint: proto::Checkpoint) -> CheckpointView {
+    let proto::Checkpoint { task, lineage, step, weights_sha256, loss, bytes, r#final: is_final, url } =
+        checkpoint;
+    CheckpointView { task, lineage, step, weights_sha256, loss, bytes, is_final, url }
+}
+
 pub(super) fn worker(worker: proto::Worker) -> WorkerView {
     let proto::Worker { id, connected, device, fingerprint, version, task, threads, tasks_done } = worker;
     WorkerView { id, connected, device, fingerprint, version, task, threads, tasks_done }

@@ -121,8 +121,9 @@ impl Collector<'_> {
             self.usage(&encoder, &mut defaults).await?;
         }
         let config = modules::join(&encoder, "config.json");
-        if !self.file(&config).await? {
-            return Err(self.missing(&[&config]));
+        let json = self.json(&config).await?.ok_or_else(|| self.missing(&[&config]))?;
+        if defaults.pooling.is_none() && modules::is_dot_product_retriever(&json) {
+            (defaults.pooling, defaults.normalize) = (Some(Pooling::Cls), Some(false));
         }
         self.weights(&encoder).await?;
         self.tokenizer(&encoder).await?;
@@ -157,11 +158,19 @@ impl Collector<'_> {
             let tokens = modules::max_tokens(&self.name(&lengths), &json);
             defaults.max_tokens = tokens.map_err(|error| self.wrong(error))?;
         }
+        let settings = modules::join(encoder, "tokenizer_config.json");
+        if let (None, Some(json)) = (defaults.max_tokens, self.json(&settings).await?) {
+            defaults.max_tokens = modules::model_max_length(&json);
+        }
         let usage = "config_sentence_transformers.json";
         if let Some(json) = self.json(usage).await? {
             let prompts = modules::prompts(&self.name(usage), &json).map_err(|error| self.wrong(error))?;
             let [query, passage] = prompts.map(|prompt| Some(prompt).filter(|prompt| !prompt.is_empty()));
             (defaults.query_prefix, defaults.passage_prefix) = (query, passage);
+            // Models from before the Normalize module say it here.
+            if json["similarity_fn_name"] == "cosine" {
+                defaults.normalize = Some(true);
+            }
         }
         Ok(())
     }

@@ -215,6 +215,19 @@ pub fn max_tokens(file: &str, json: &Value) -> Result<Option<u32>, ModulesError>
     }
 }
 
+/// `model_max_length` of a `tokenizer_config.json`, where newer versions of sentence-transformers keep the longest text;
+/// nothing where it is missing or the huge number that stands for "no limit".
+pub fn model_max_length(json: &Value) -> Option<u32> {
+    let tokens = json.get("model_max_length")?.as_u64()?;
+    u32::try_from(tokens).ok().filter(|tokens| (3..=8192).contains(tokens))
+}
+
+/// Whether a `config.json` is that of a retriever trained for dot products of first tokens: DPR and ANCE.
+pub fn is_dot_product_retriever(json: &Value) -> bool {
+    let class = json.pointer("/architectures/0").and_then(Value::as_str).unwrap_or_default();
+    json["model_type"] == "dpr" || class.starts_with("RobertaDot") || class == "AnceEncoder"
+}
+
 /// The prompts of `config_sentence_transformers.json` before questions and before passages.
 ///
 /// As in sentence-transformers, a question takes "query", a passage the first of "document", "passage" and "corpus";

@@ -1,7 +1,8 @@
 //! Contradictions between the keys of a spec, found before anything runs.
 
+use super::baselines::row_name;
 use super::check_loss::check_loss;
-use super::{JobSpec, MiningSource, PhaseData, PhaseSpec, StudentKind, StudentSpec};
+use super::{CodeKind, JobSpec, LossKind, MiningSource, PhaseData, PhaseSpec, StudentKind, StudentSpec};
 use std::collections::BTreeSet;
 
 /// Keys that contradict each other or a value out of its range.
@@ -16,6 +17,8 @@ pub struct ContradictionError {
 
 pub(super) type Check = Result<(), ContradictionError>;
 
+/// Most bytes of a passage's code.
+const LARGEST_CODE: u32 = 1024;
 /// The largest numbers a spec may ask for: beyond them it is a slip, and memory would be taken for it.
 const LARGEST_COUNT: u32 = 1 << 20;
 const LARGEST_DIM: u32 = 1 << 16;
@@ -45,9 +48,8 @@ pub fn check(spec: &JobSpec) -> Check {
     check_sets(spec)?;
     check_teacher(spec)?;
     check_mining(spec)?;
-    for dim in &spec.baselines.pca {
-        within(*dim, 1, LARGEST_DIM, &["baselines", "pca"])?;
-    }
+    let mut names = BTreeSet::from(["teacher".to_owned(), "bm25".to_owned()]);
+    check_baselines(spec, &mut names)?;
     ensure(spec.baselines.bm25_k1 >= 0.0, &["baselines", "bm25_k1"], "must not be negative")?;
     ensure(
         (0.0..=1.0).contains(&spec.baselines.bm25_b),
@@ -63,7 +65,6 @@ pub fn check(spec: &JobSpec) -> Check {
     for metric in &spec.evaluate.metrics {
         check_metric(metric, spec.evaluate.depth)?;
     }
-    let mut names = BTreeSet::from(["teacher", "bm25"]);
     for (index, student) in spec.student.iter().enumerate() {
         let index = index.to_string();
         let path = ["student", index.as_str()];
@@ -71,9 +72,45 @@ pub fn check(spec: &JobSpec) -> Check {
             "{:?} is taken, begins with \"pca-\" or is not plain: every row needs a name of its own",
             student.name
         );
-        let own = plain(&student.name) && !student.name.starts_with("pca-") && names.insert(&student.name);
+        let own =
+            plain(&student.name) && !student.name.starts_with("pca-") && names.insert(student.name.clone());
         ensure(own, &[path[0], path[1], "name"], taken)?;
         check_student(spec, student, &path)?;
+    }
+    Ok(())
+}
+
+/// Baselines' numbers and names; which fit the vectors is known when those are.
+fn check_baselines(spec: &JobSpec, names: &mut BTreeSet<String>) -> Check {
+    let baselines = &spec.baselines;
+    let known = |name: &String| name == "teacher" || spec.student.iter().any(|student| student.name == *name);
+    for source in &baselines.on {
+        let message = format!("{source:?} is neither \"teacher\" nor a student");
+        ensure(known(source), &["baselines", "on"], message)?;
+    }
+    for dim in &baselines.pca {
+        within(*dim, 1, LARGEST_DIM, &["baselines", "pca"])?;
+    }
+    for (key, list) in [("pq", &baselines.pq), ("opq", &baselines.opq)] {
+        for bytes in list {
+            within(*bytes, 1, LARGEST_DIM, &["baselines", key])?;
+        }
+    }
+    for (key, list) in [("pca_pq", &baselines.pca_pq), ("pca_opq", &baselines.pca_opq)] {
+        for code in list {
+            let path = ["baselines", key];
+            within(code.dim, 1, LARGEST_DIM, &path)?;
+            let divides = code.bytes > 0 && code.dim.is_multiple_of(code.bytes);
+            let message = format!("\"{code}\": {} bytes do not divide {} dimensions", code.bytes, code.dim);
+            ensure(divides, &path, message)?;
+        }
+    }
+    for source in &baselines.on {
+        for (name, _) in baselines.rows() {
+            let name = row_name(source, &name);
+            let message = format!("{name:?} is asked for twice");
+            ensure(names.insert(name), &["baselines"], message)?;
+        }
     }
     Ok(())
 }
@@ -176,6 +213,7 @@ fn check_student(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Check
             let rising = layers.windows(2).all(|pair| pair[0] < pair[1]);
             ensure(rising, &key("layers"), "numbers must rise: layers keep their order")?;
         }
+        StudentKind::Quantised => {}
     }
     for (name, tokens) in
         [("query_max_tokens", student.query_max_tokens), ("passage_max_tokens", student.passage_max_tokens)]
@@ -198,12 +236,58 @@ fn check_student(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Check
         let message = "must be \"pca\", \"random\" or an earlier linear head of the same `dim`";
         ensure(earlier_head(spec, student, &student.init).is_some_and(dims), &key("init"), message)?;
     }
-    ensure(!student.phase.is_empty(), &key("name"), "a student needs at least one [[student.phase]]")?;
+    check_quantised(spec, student, at)?;
+    let trained = student.kind != StudentKind::Quantised;
+    ensure(
+        trained != student.phase.is_empty(),
+        &key("name"),
+        "a head or an encoder needs at least one [[student.phase]], a quantised student none: train the head it \
+         stands on",
+    )?;
     for (number, phase) in student.phase.iter().enumerate() {
         let number = number.to_string();
         check_phase(spec, student, phase, &[at[0], at[1], "phase", &number])?;
     }
     Ok(())
+}
+
+/// The keys of codes, which go with kind = "quantised" alone.
+fn check_quantised(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Check {
+    let key = |name| [at[0], at[1], name];
+    if student.kind != StudentKind::Quantised {
+        for (name, given) in [
+            ("on", student.on.is_some()),
+            ("bytes", student.bytes.is_some()),
+            ("code", student.code.is_some()),
+        ] {
+            ensure(!given, &key(name), "goes with kind = \"quantised\"")?;
+        }
+        return Ok(());
+    }
+    let others = [
+        ("dim", student.dim.is_some()),
+        ("hidden", student.hidden.is_some()),
+        ("layers", student.layers.is_some()),
+        ("model", student.model.is_some()),
+        ("pooling", student.pooling.is_some()),
+    ];
+    for (name, given) in others {
+        ensure(!given, &key(name), "does not go with kind = \"quantised\"")?;
+    }
+    let Some(bytes) = student.bytes else {
+        return ensure(false, &key("name"), "a quantised student needs `bytes`");
+    };
+    within(bytes, 1, LARGEST_CODE, &key("bytes"))?;
+    let on = student.on.as_deref().unwrap_or("teacher");
+    let head = earlier_head(spec, student, on);
+    ensure(
+        on == "teacher" || head.is_some(),
+        &key("on"),
+        "must be \"teacher\" or the name of an earlier head",
+    )?;
+    let product = student.code.unwrap_or_default() == CodeKind::Product;
+    let divides = head.and_then(|head| head.dim).is_none_or(|dim| dim.is_multiple_of(bytes));
+    ensure(!product || divides, &key("bytes"), "must divide the head's `dim`, or use code = \"residual\"")
 }
 
 /// The head student called `name` that stands before `student`.
@@ -246,6 +330,7 @@ fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&
         PhaseData::Texts => {
             ensure(phase.negatives == 0, &key("negatives"), "goes with data = \"queries\"")?;
             ensure(phase.corpus_samples == 0, &key("corpus_samples"), "goes with data = \"queries\"")?;
+            ensure(phase.unlabelled == 0.0, &key("unlabelled"), "goes with data = \"queries\"")?;
             ensure(
                 student.kind == StudentKind::Encoder,
                 &key("data"),
@@ -258,6 +343,11 @@ fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&
             let message = format!("mining keeps only mining.per_query = {most}");
             ensure(phase.negatives <= most, &key("negatives"), message)?;
             within(phase.corpus_samples, 0, MOST_SAMPLES, &key("corpus_samples"))?;
+            let share = (0.0..1.0).contains(&phase.unlabelled);
+            ensure(share, &key("unlabelled"), "is a share of the batch: at least 0 and below 1")?;
+            let kl = phase.loss.iter().all(|loss| loss.kind == LossKind::Kl);
+            let message = "has no positives: only kl can learn from it";
+            ensure(phase.unlabelled == 0.0 || kl, &key("unlabelled"), message)?;
         }
     }
     check_sources(spec, student, phase, &key("negatives_from"))?;

@@ -3,6 +3,10 @@
 //! Their digests are part of the job: a worker that reads a file verifies it, so an input that changes in
 //! mid-job is an error and never a silent mixture.
 
+mod corpus;
+
+pub use corpus::{CorpusInputs, DataFile};
+
 use super::JobSpec;
 use crate::ids::{Digest, Hasher};
 pub use crate::model::{ModelDefaults, ModelFiles, ModelInputs};
@@ -27,12 +31,8 @@ pub struct InputFile {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobInputs {
-    /// The passages.
-    pub corpus: InputFile,
-    /// The questions.
-    pub queries: InputFile,
-    /// The judgements, by set.
-    pub qrels: BTreeMap<String, InputFile>,
+    /// The passages, questions and judgements.
+    pub corpus: CorpusInputs,
     /// The teacher; its passage encoder where questions have their own.
     pub teacher: ModelInputs,
     /// The teacher's encoder of questions, where it is another model.
@@ -74,14 +74,6 @@ pub enum InputError {
 impl JobInputs {
     /// Finds and hashes every file that `spec` names; relative paths start at `base`.
     pub async fn collect(spec: &JobSpec, base: &Location) -> Result<Self, InputError> {
-        let corpus = base.join(&spec.corpus.path).map_err(|source| read("corpus.path", source))?;
-        let mut qrels = BTreeMap::new();
-        for set in spec.sets.train.iter().chain(&spec.sets.dev).chain(&spec.sets.test) {
-            let what = format!("judgements of set {set:?}");
-            let file =
-                find(&what, &corpus, &[format!("qrels/{set}.tsv"), format!("qrels/{set}.tsv.gz")]).await?;
-            qrels.insert(set.clone(), file);
-        }
         let mut students = BTreeMap::new();
         for student in &spec.student {
             if let Some(model) = &student.model {
@@ -90,9 +82,7 @@ impl JobInputs {
             }
         }
         Ok(Self {
-            corpus: find("corpus", &corpus, &names("corpus.jsonl")).await?,
-            queries: find("queries", &corpus, &names("queries.jsonl")).await?,
-            qrels,
+            corpus: CorpusInputs::collect(spec, base).await?,
             teacher: ModelInputs::collect("teacher", base, spec.teacher.passage_reference()).await?,
             teacher_query: match spec.teacher.query_reference() {
                 Some(model) => Some(ModelInputs::collect("teacher.query_model", base, model).await?),
@@ -103,31 +93,19 @@ impl JobInputs {
     }
 }
 
-fn names(plain: &str) -> [String; 2] {
-    [plain.to_owned(), format!("{plain}.gz")]
-}
-
 fn read(what: &str, source: StoreError) -> InputError {
     InputError::Read { what: what.to_owned(), source }
 }
 
-/// Hashes the first of `names` that exists in `folder`.
-async fn find(what: &str, folder: &Location, names: &[String]) -> Result<InputFile, InputError> {
+/// Hashes a file, if it is there.
+async fn hash(what: &str, location: &Location) -> Result<Option<InputFile>, InputError> {
     let fail = |source| read(what, source);
-    for name in names {
-        let file = folder.join(name).map_err(fail)?;
-        let Some(mut stream) = file.stream().await.map_err(fail)? else { continue };
-        let (mut hasher, mut bytes) = (Hasher::default(), 0);
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(fail)?;
-            hasher.update(&chunk);
-            bytes += chunk.len() as u64;
-        }
-        return Ok(InputFile { url: file.to_string(), bytes, sha256: hasher.finish() });
+    let Some(mut stream) = location.stream().await.map_err(fail)? else { return Ok(None) };
+    let (mut hasher, mut bytes) = (Hasher::default(), 0);
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(fail)?;
+        hasher.update(&chunk);
+        bytes += chunk.len() as u64;
     }
-    let tried: Vec<_> = names
-        .iter()
-        .map(|name| folder.join(name).map_or_else(|_| name.clone(), |file| file.to_string()))
-        .collect();
-    Err(InputError::Missing { what: what.to_owned(), tried: tried.join(", ") })
+    Ok(Some(InputFile { url: location.to_string(), bytes, sha256: hasher.finish() }))
 }

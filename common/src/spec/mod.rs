@@ -4,16 +4,22 @@
 //! - `loss`: the terms of a loss
 //! - [`parse`](parse()): TOML and `--set k=v` to a checked spec; errors name line, key and the nearest valid key
 //! - [`digest`](digest()): names what a job is asked to do
+//! - [`baselines`]: the rows that learn without a label
+//! - `corpus`: where passages, questions and judgements come from
 //! - [`inputs`]: the files a spec names, with the digests recorded at submit
 
+pub mod baselines;
 mod check;
 mod check_loss;
+mod corpus;
 pub mod inputs;
 mod loss;
 mod parse;
 mod teacher;
 
+pub use baselines::BaselinesSpec;
 pub use check::{ContradictionError, check};
+pub use corpus::{AnswerRule, CorpusFormat, CorpusPreset, CorpusSpec, FileFormat, FileList, FileRef};
 pub use loss::{LossDirection, LossKind, LossScope, LossSide, LossSpec, RampSpec};
 pub use parse::{SpecError, parse};
 pub use teacher::{Pooling, TeacherSpec};
@@ -39,6 +45,7 @@ pub struct JobSpec {
     /// The passages and questions.
     pub corpus: CorpusSpec,
     /// Which sets of judgements serve which purpose.
+    #[serde(default)]
     pub sets: SetsSpec,
     /// The model to learn from.
     pub teacher: TeacherSpec,
@@ -56,34 +63,8 @@ pub struct JobSpec {
     pub evaluate: EvaluateSpec,
 }
 
-/// Where passages, questions and judgements come from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CorpusSpec {
-    /// Layout of the files.
-    #[serde(default)]
-    pub format: CorpusFormat,
-    /// A folder, relative to the spec, or a URL: corpus.jsonl, queries.jsonl (each also .gz), qrels/SET.tsv.
-    pub path: String,
-    /// Passages in a shard, the unit of embedding and search.
-    #[serde(default = "default_rows_per_shard")]
-    pub rows_per_shard: u32,
-    /// Malformed records to count and skip before the job fails.
-    #[serde(default)]
-    pub max_bad_records: u64,
-}
-
-/// Layout of a corpus.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CorpusFormat {
-    /// corpus.jsonl and queries.jsonl with `_id`, `title`, `text`; qrels with a header row.
-    #[default]
-    Beir,
-}
-
-/// Sets of judgements by purpose; a set `S` is read from `qrels/S.tsv`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Sets of judgements by purpose.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetsSpec {
     /// Their questions train the students.
@@ -152,6 +133,8 @@ pub enum MiningSource {
     Teacher,
     /// BM25 with the parameters under `baselines`.
     Bm25,
+    /// Negatives that the training files bring along, in their order.
+    Given,
     /// A student of the job that is trained before.
     Student(String),
 }
@@ -161,6 +144,7 @@ impl From<String> for MiningSource {
         match name.as_str() {
             "teacher" => MiningSource::Teacher,
             "bm25" => MiningSource::Bm25,
+            "given" => MiningSource::Given,
             _ => MiningSource::Student(name),
         }
     }
@@ -171,6 +155,7 @@ impl From<MiningSource> for String {
         match source {
             MiningSource::Teacher => "teacher".to_owned(),
             MiningSource::Bm25 => "bm25".to_owned(),
+            MiningSource::Given => "given".to_owned(),
             MiningSource::Student(name) => name,
         }
     }
@@ -187,26 +172,6 @@ pub enum MiningSampling {
     Random,
 }
 
-/// Unsupervised rows of the report.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct BaselinesSpec {
-    /// Dimensions to reduce the teacher's vectors to by PCA. Students' dimensions are always added.
-    pub pca: Vec<u32>,
-    /// Whether BM25 gets a row.
-    pub bm25: bool,
-    /// BM25's k1.
-    pub bm25_k1: f64,
-    /// BM25's b.
-    pub bm25_b: f64,
-}
-
-impl Default for BaselinesSpec {
-    fn default() -> Self {
-        Self { pca: Vec::new(), bm25: true, bm25_k1: 0.9, bm25_b: 0.4 }
-    }
-}
-
 /// A model to train.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -219,6 +184,15 @@ pub struct StudentSpec {
     pub dim: Option<u32>,
     /// Width of the hidden layer that makes a head an MLP.
     pub hidden: Option<u32>,
+    /// Quantised: whose vectors it codes: "teacher" (without it) or the name of an earlier head student.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on: Option<String>,
+    /// Quantised: bytes of a passage's code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u32>,
+    /// Quantised: how codes stand for vectors; "product" without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<CodeKind>,
     /// Encoder: which of the model's layers to keep, from 0; all without it.
     pub layers: Option<Vec<u32>>,
     /// Encoder: a Hugging Face folder to start from; the teacher's without it.
@@ -245,6 +219,19 @@ pub enum StudentKind {
     Head,
     /// An encoder of its own, with a projection where `dim` is given.
     Encoder,
+    /// Codes of a few bytes for the passages' vectors of the teacher or a head; questions stay as they are.
+    Quantised,
+}
+
+/// How a code stands for a vector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CodeKind {
+    /// A rotation, then a byte for each part of the vector (Ge et al. 2014, OPQ).
+    #[default]
+    Product,
+    /// A sum of vectors, one for each byte (Chen et al. 2010, residual quantisation).
+    Residual,
 }
 
 /// One phase of a student's training.
@@ -275,6 +262,10 @@ pub struct PhaseSpec {
     /// to score that need no label.
     #[serde(default)]
     pub corpus_samples: u32,
+    /// Share of a batch's rows whose question is a passage of the corpus, its candidates all drawn from the corpus
+    /// (data = "queries"): questions that need no label, which reach passages that nobody asked about.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unlabelled: f64,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Share of the steps over which the learning rate rises.
@@ -356,8 +347,8 @@ impl Default for EvaluateSpec {
     }
 }
 
-fn default_rows_per_shard() -> u32 {
-    1024
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 fn default_init() -> String {

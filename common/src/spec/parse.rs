@@ -42,7 +42,8 @@ pub enum SpecError {
 pub fn parse(text: &str, file: &str, sets: &[(String, String)]) -> Result<JobSpec, SpecError> {
     // The file is read on its own first where it is complete, so that errors in it carry its lines.
     let written = toml::from_str::<JobSpec>(text).map_err(|error| syntax(text, file, &error));
-    let spec = if sets.is_empty() { written? } else { with_sets(text, file, sets)? };
+    let mut spec = if sets.is_empty() { written? } else { with_sets(text, file, sets)? };
+    super::corpus::fill_preset(&mut spec);
     check(&spec).map_err(|contradiction| SpecError::Contradiction {
         file: file.to_owned(),
         line: line_of(text, &contradiction.path),

@@ -13,8 +13,8 @@ pub use parts::*;
 pub use stage::Stage;
 
 use crate::ids::{Digest, JobId, TaskId};
-use crate::spec::inputs::{InputFile, ModelFiles};
-use crate::spec::{LossSpec, MiningSpec, PhaseData, PhaseSpec, Pooling};
+use crate::spec::inputs::{DataFile, ModelFiles};
+use crate::spec::{AnswerRule, CodeKind, LossSpec, MiningSpec, PhaseData, PhaseSpec, Pooling};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -42,20 +42,23 @@ impl fmt::Display for ArtifactId {
 pub enum Task {
     /// Passages to Parquet shards {row, id, title, text}. Meta: rows, shards, bad_records.
     ShardCorpus {
-        /// The passages, BEIR layout.
-        corpus: InputFile,
+        /// The passages: files of them, or files of sets that bring their own.
+        passages: Vec<DataFile>,
         /// Rows in a shard.
         rows_per_shard: u32,
         /// Malformed records to skip.
         max_bad_records: u64,
     },
-    /// Judged questions to Parquet shards {row, id, text, answers} and one table of judgements
-    /// {set, query_row, passage_row, grade}. Meta: rows, shards, sets {name: questions}.
+    /// The sets' questions to Parquet shards {row, id, text, answers}, one table of judgements {set, query_row,
+    /// passage_row, grade} and, where the files bring them, tables of negatives and of a teacher's scores
+    /// {query_row, passage_row, score}. Meta: rows, shards, sets {name: questions}, answers, negatives, scores.
     ShardQueries {
-        /// The questions, BEIR layout.
-        queries: InputFile,
-        /// Judgements by set.
-        qrels: BTreeMap<String, InputFile>,
+        /// Questions beside those that the sets bring along.
+        queries: Vec<DataFile>,
+        /// Judgements, questions with answers, triples and such, by set.
+        sets: BTreeMap<String, Vec<DataFile>>,
+        /// How answers are looked for.
+        answers: AnswerRule,
         /// The passages that judgements may name.
         passages: Table,
         /// Rows in a shard.
@@ -100,6 +103,52 @@ pub enum Task {
         /// The kernels' fingerprint.
         fingerprint: String,
     },
+    /// A baseline's quantiser for vectors. Meta: dim, bytes, rows.
+    FitBaseline {
+        /// The passages' vectors.
+        vectors: Vec<ArtifactId>,
+        /// Applied first.
+        reduce: Option<PcaReduction>,
+        /// How passages are kept.
+        method: QuantizerMethod,
+        /// Seed of samples and first centroids.
+        seed: u64,
+        /// The kernels' fingerprint.
+        fingerprint: String,
+    },
+    /// One shard of vectors to codes [rows, bytes]. Meta: rows, bytes, first_row.
+    Encode {
+        /// What makes the codes.
+        quantizer: ArtifactId,
+        /// The vectors.
+        vectors: ArtifactId,
+        /// The kernels' fingerprint.
+        fingerprint: String,
+    },
+    /// A quantiser of passages' vectors. Meta: bytes, dim, rows.
+    FitQuantizer {
+        /// The vectors it is fitted to.
+        vectors: Vec<ArtifactId>,
+        /// How codes stand for vectors.
+        code: CodeKind,
+        /// Bytes of a code.
+        bytes: u32,
+        /// Seed of the clustering.
+        seed: u64,
+        /// The kernels' fingerprint.
+        fingerprint: String,
+    },
+    /// One shard of vectors to codes and to the vectors that these stand for. Meta: rows, dim, first_row, bytes.
+    Quantize {
+        /// The quantiser.
+        quantizer: ArtifactId,
+        /// The vectors it reads.
+        vectors: ArtifactId,
+        /// Scale what codes stand for to unit length.
+        normalize: bool,
+        /// The kernels' fingerprint.
+        fingerprint: String,
+    },
     /// BM25's corpus statistics. Meta: documents, terms, postings.
     FitBm25 {
         /// The corpus.
@@ -129,6 +178,8 @@ pub enum Task {
     Mine {
         /// Runs to mix.
         runs: Vec<ArtifactId>,
+        /// Whether negatives that the training files bring along are mixed in first.
+        given: bool,
         /// The questions with their judgements.
         queries: Table,
         /// The corpus, for duplicates and answers.
@@ -158,6 +209,9 @@ pub enum Task {
         negatives_per_row: u32,
         /// Passages drawn from the corpus for each row.
         corpus_samples: u32,
+        /// Rows of each batch whose question is a passage.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        unlabelled: u32,
         /// Rows in a global batch.
         batch: u32,
         /// Steps, or passes over the data.
@@ -263,4 +317,8 @@ pub enum Task {
         /// The metrics, the deciding one first.
         metrics: Vec<String>,
     },
+}
+
+fn is_zero(value: &u32) -> bool {
+    *value == 0
 }

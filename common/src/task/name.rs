@@ -21,7 +21,9 @@ impl Task {
         match self {
             Task::ShardCorpus { .. } => "passages",
             Task::ShardQueries { .. } => "queries",
-            Task::Embed { .. } | Task::Project { .. } => "vectors",
+            Task::Embed { .. } | Task::Project { .. } | Task::Quantize { .. } => "vectors",
+            Task::FitQuantizer { .. } | Task::FitBaseline { .. } => "quantizer",
+            Task::Encode { .. } => "codes",
             Task::FitPca { .. } => "pca",
             Task::FitBm25 { .. } => "bm25",
             Task::Search { .. } | Task::Merge { .. } => "ranking",
@@ -38,8 +40,13 @@ impl Task {
     pub fn stage(&self) -> Stage {
         match self {
             Task::ShardCorpus { .. } | Task::ShardQueries { .. } => Stage::Shard,
-            Task::Embed { .. } | Task::Project { .. } => Stage::Embed,
-            Task::FitPca { .. } | Task::FitBm25 { .. } => Stage::Fit,
+            Task::Embed { .. } | Task::Project { .. } | Task::Quantize { .. } | Task::Encode { .. } => {
+                Stage::Embed
+            }
+            Task::FitPca { .. }
+            | Task::FitBm25 { .. }
+            | Task::FitQuantizer { .. }
+            | Task::FitBaseline { .. } => Stage::Fit,
             Task::Search { .. } | Task::Merge { .. } => Stage::Search,
             Task::Mine { .. } | Task::Order { .. } => Stage::Mine,
             Task::Train { .. } => Stage::Train,
@@ -64,6 +71,10 @@ impl Task {
             Task::Embed { fingerprint, .. }
             | Task::Project { fingerprint, .. }
             | Task::FitPca { fingerprint, .. }
+            | Task::FitQuantizer { fingerprint, .. }
+            | Task::FitBaseline { fingerprint, .. }
+            | Task::Encode { fingerprint, .. }
+            | Task::Quantize { fingerprint, .. }
             | Task::Search { fingerprint, .. }
             | Task::Train { fingerprint, .. } => Some(fingerprint.as_str()).filter(|text| !text.is_empty()),
             _ => None,

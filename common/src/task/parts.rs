@@ -147,6 +147,19 @@ pub enum Retriever {
         /// Applied to both sides first.
         reduce: Option<PcaReduction>,
     },
+    /// Inner products of mapped questions with what codes stand for.
+    Codes {
+        /// Questions' vectors, in row order.
+        queries: Vec<ArtifactId>,
+        /// What made the codes.
+        quantizer: ArtifactId,
+        /// These shards' codes, in row order.
+        codes: Vec<ArtifactId>,
+        /// Hamming distances of the questions' own bits instead (binary codes).
+        hamming: bool,
+        /// Ranks the lists again by more precise vectors.
+        rerank: Option<Rerank>,
+    },
     /// Lucene's BM25 over these shards.
     Bm25 {
         /// The corpus.
@@ -172,9 +185,39 @@ pub struct PcaReduction {
     pub pca: ArtifactId,
     /// Leading components to keep.
     pub dim: u32,
+    /// Divide each component by its standard deviation.
+    pub whiten: bool,
     /// Scale to unit length afterwards.
     pub renormalize: bool,
 }
+
+/// A second look at the best of a ranked list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rerank {
+    /// The passages' vectors, in row order, all of them.
+    pub passages: Vec<ArtifactId>,
+    /// Length of the lists before.
+    pub depth: u32,
+}
+
+/// How a fitted quantiser keeps passages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "method", rename_all = "snake_case", deny_unknown_fields)]
+pub enum QuantizerMethod {
+    /// A product quantiser of this many bytes, after a learnt rotation or not.
+    Product {
+        /// Bytes of a code.
+        bytes: u32,
+        /// Whether a rotation is learnt.
+        rotation: bool,
+    },
+    /// A byte for each dimension.
+    Int8,
+    /// A bit for each dimension.
+    Binary,
+}
+
 /// How long a phase is.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,6 +1,6 @@
 //! What clients ask.
 
-use super::{CallError, status};
+use super::{CallError, checkpoints, status};
 use crate::driver::{self, Handle};
 use crate::logs::{LogFilter, LogLine};
 use crate::scheduler::view::{self, JobView, StageView, Standing, WorkerView};
@@ -40,6 +40,13 @@ impl JobsService {
         self.handle.ask(move |desk| desk.job(&text)).await.map_err(status)?.map_err(status)
     }
 
+    async fn pause_or_resume(&self, text: String, resume: bool) -> Result<proto::Job, Status> {
+        let job = self.resolve(text).await?;
+        let input = Input::Pause { job: job.clone(), resume };
+        self.handle.request(input).await.map_err(status)?.map_err(status)?;
+        Ok(encode_job(&*self.job(job.to_string()).await?, &self.store))
+    }
+
     async fn resolve(&self, text: String) -> Result<JobId, Status> {
         self.handle.ask(move |desk| desk.state.resolve(&text)).await.map_err(status)?.map_err(status)
     }
@@ -59,7 +66,9 @@ impl Jobs for JobsService {
             Reply::Submitted { job, created } => {
                 Ok(Response::new(proto::SubmitResponse { job_id: job.to_string(), created }))
             }
-            Reply::Cancelled { .. } => Err(Status::internal("a submit was answered like a cancel")),
+            Reply::Cancelled { .. } | Reply::Paused { .. } => {
+                Err(Status::internal("a submit was answered like a cancel"))
+            }
         }
     }
 
@@ -112,6 +121,37 @@ impl Jobs for JobsService {
             .map_err(status)?;
         let job = self.job(job.to_string()).await?;
         Ok(Response::new(proto::CancelResponse { job: Some(encode_job(&job, &self.store)) }))
+    }
+
+    async fn pause(
+        &self,
+        request: Request<proto::PauseRequest>,
+    ) -> Result<Response<proto::PauseResponse>, Status> {
+        let proto::PauseRequest { job_id } = request.into_inner();
+        let job = Some(self.pause_or_resume(job_id, false).await?);
+        Ok(Response::new(proto::PauseResponse { job }))
+    }
+
+    async fn resume(
+        &self,
+        request: Request<proto::ResumeRequest>,
+    ) -> Result<Response<proto::ResumeResponse>, Status> {
+        let proto::ResumeRequest { job_id } = request.into_inner();
+        let job = Some(self.pause_or_resume(job_id, true).await?);
+        Ok(Response::new(proto::ResumeResponse { job }))
+    }
+
+    async fn list_checkpoints(
+        &self,
+        request: Request<proto::ListCheckpointsRequest>,
+    ) -> Result<Response<proto::ListCheckpointsResponse>, Status> {
+        let proto::ListCheckpointsRequest { job_id } = request.into_inner();
+        let job = self.resolve(job_id).await?;
+        let id = job.clone();
+        let finished =
+            self.handle.ask(move |desk| view::trainings(&desk.state, &id)).await.map_err(status)?;
+        let checkpoints = checkpoints::list(&self.store, &job, finished).await.map_err(status)?;
+        Ok(Response::new(proto::ListCheckpointsResponse { checkpoints }))
     }
 
     async fn list_workers(
@@ -254,6 +294,7 @@ fn encode_standing(standing: Standing) -> proto::JobState {
     match standing {
         Standing::Pending => proto::JobState::Pending,
         Standing::Running => proto::JobState::Running,
+        Standing::Paused => proto::JobState::Paused,
         Standing::Ended(Outcome::Succeeded) => proto::JobState::Succeeded,
         Standing::Ended(Outcome::Failed) => proto::JobState::Failed,
         Standing::Ended(Outcome::Cancelled) => proto::JobState::Cancelled,

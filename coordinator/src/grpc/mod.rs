@@ -1,13 +1,16 @@
 //! gRPC adapters: decode, send an input, encode. Generated types end here.
 //!
 //! - [`jobs`]: what clients ask; [`session`]: workers
+//! - `checkpoints`: what lies in the store beside the artifacts of trainings
 //! - [`status`]: refusals as gRPC statuses, in one place
 
+mod checkpoints;
 pub mod jobs;
 pub mod session;
 
 use crate::driver::Stopped;
 use crate::scheduler::Refusal;
+use retort_common::store::StoreError;
 use tonic::Status;
 
 /// Why a call was refused.
@@ -16,6 +19,9 @@ pub enum CallError {
     /// By the scheduler.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// Because the store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// Because the process ends.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -56,11 +62,13 @@ pub fn status(error: impl Into<CallError>) -> Status {
     match error {
         CallError::Refused(refusal) => match refusal {
             Refusal::RequestReused { .. } | Refusal::JobExists { .. } => Status::already_exists(text),
+            Refusal::Ended { .. } | Refusal::NotPaused { .. } => Status::failed_precondition(text),
             Refusal::TooManyJobs { .. } => Status::resource_exhausted(text),
             Refusal::NotFound { .. } => Status::not_found(text),
             Refusal::Ambiguous { .. } => Status::invalid_argument(text),
         },
-        CallError::Stopped(_) => Status::unavailable(text),
+        CallError::Store(ref error) if !error.is_transient() => Status::internal(text),
+        CallError::Stopped(_) | CallError::Store(_) => Status::unavailable(text),
         CallError::Invalid { .. } | CallError::NoHello => Status::invalid_argument(text),
         CallError::Protocol { .. } => Status::failed_precondition(text),
     }

@@ -3,6 +3,7 @@
 use super::{CallError, status};
 use crate::driver::Handle;
 use crate::scheduler::{Command, HelloInfo, Input};
+use retort_common::cohort::Member;
 use retort_common::ids::{AttemptNumber, TaskId, WorkerId};
 use retort_common::net::SESSION_PROTOCOL;
 use retort_common::proto;
@@ -16,6 +17,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// Attempts that a worker may have in hand.
 const MAX_IN_HAND: usize = 1024;
+/// Peers that a member of a cohort may complain of.
+const MAX_PEERS: usize = 1024;
 /// Largest meta of an artifact, as JSON.
 const MAX_META_BYTES: usize = 64 << 10;
 /// Longest message for people; the rest is cut off.
@@ -128,7 +131,16 @@ fn response(message: ToWorker) -> proto::SessionResponse {
 }
 
 fn decode_hello(hello: proto::Hello) -> Result<(WorkerId, HelloInfo), CallError> {
-    let proto::Hello { worker_id, protocol, version, device, fingerprint, threads, in_hand } = hello;
+    let proto::Hello {
+        worker_id,
+        protocol,
+        version,
+        device,
+        fingerprint,
+        threads,
+        in_hand,
+        exchange_address,
+    } = hello;
     if protocol != SESSION_PROTOCOL {
         return Err(CallError::Protocol { theirs: protocol, ours: SESSION_PROTOCOL });
     }
@@ -139,7 +151,8 @@ fn decode_hello(hello: proto::Hello) -> Result<(WorkerId, HelloInfo), CallError>
     let in_hand =
         in_hand.into_iter().map(|attempt| decode_attempt(Some(attempt))).collect::<Result<_, _>>()?;
     let (version, device, fingerprint) = (cut(version), cut(device), cut(fingerprint));
-    Ok((worker, HelloInfo { device, fingerprint, version, threads, in_hand }))
+    let address = cut(exchange_address);
+    Ok((worker, HelloInfo { device, fingerprint, version, threads, address, in_hand }))
 }
 
 fn decode_attempt(attempt: Option<proto::Attempt>) -> Result<(TaskId, AttemptNumber), CallError> {
@@ -153,9 +166,23 @@ fn decode(worker: &WorkerId, session: u64, message: FromWorker) -> Result<Input,
     Ok(match message {
         FromWorker::Hello(_) => return Err(CallError::invalid("message", "a second hello")),
         FromWorker::Beat(proto::Beat {}) => Input::Beat { worker, session },
-        FromWorker::Progress(proto::Progress { attempt, done, total, detail }) => {
-            let (task, attempt) = decode_attempt(attempt)?;
-            Input::Progress { worker, session, task, attempt, done, total, detail: cut(detail) }
+        FromWorker::Progress(proto::Progress { attempt, done, total, detail, microbatch_us, waiting }) => {
+            let ((task, attempt), detail) = (decode_attempt(attempt)?, cut(detail));
+            Input::Progress { worker, session, task, attempt, done, total, detail, microbatch_us, waiting }
+        }
+        FromWorker::Ready(proto::Ready { attempt }) => {
+            let (task, _) = decode_attempt(attempt)?;
+            Input::Ready { worker, session, task }
+        }
+        FromWorker::Trouble(proto::Trouble { attempt, peers, suspect, message }) => {
+            let ((task, attempt), message) = (decode_attempt(attempt)?, cut(message));
+            if peers.len() > MAX_PEERS {
+                return Err(CallError::invalid("peers", format!("more than {MAX_PEERS}")));
+            }
+            let peers = peers.into_iter().map(|peer| peer.parse());
+            let peers =
+                peers.collect::<Result<_, _>>().map_err(|error| CallError::invalid("peers", error))?;
+            Input::Trouble { worker, session, task, attempt, peers, suspect, message }
         }
         FromWorker::Finished(proto::Finished { attempt, meta_json, elapsed_ms, found }) => {
             let (task, attempt) = decode_attempt(attempt)?;
@@ -194,8 +221,9 @@ fn encode(command: Command) -> Option<ToWorker> {
         Some(proto::Attempt { task: task.to_string(), attempt: attempt.0 })
     };
     Some(match command {
-        Command::Run { worker: _, attempt: number, job, task, id, stage, incarnation } => {
+        Command::Run { worker: _, attempt: number, job, task, id, stage, incarnation, cohort } => {
             ToWorker::Run(proto::Run {
+                cohort: cohort.into_iter().map(encode_member).collect(),
                 attempt: attempt(id, number),
                 job_id: job.to_string(),
                 stage: stage.name().to_owned(),
@@ -214,6 +242,16 @@ fn encode(command: Command) -> Option<ToWorker> {
             return None;
         }
     })
+}
+
+fn encode_member(member: Member) -> proto::CohortMember {
+    let Member { worker, address, microbatches } = member;
+    proto::CohortMember {
+        worker_id: worker.to_string(),
+        address,
+        first_microbatch: microbatches.start,
+        microbatches: microbatches.end - microbatches.start,
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What follows from the state alone: jobs end, plans grow, manifests are looked for, tasks are dealt.
 
+use super::cohort;
 use super::decide::end_jobs;
 use super::fact::{Fact, Outcome};
 use super::input::{Command, Decision};
@@ -24,6 +25,10 @@ pub(super) fn advance(state: &State, now_ms: u64) -> Decision {
     if decision.facts.is_empty() {
         probe(state, &mut decision);
         deal(state, now_ms, &mut decision);
+    }
+    // Cohorts get what no other task needs.
+    if decision.facts.is_empty() {
+        cohort::advance(state, now_ms, &mut decision);
     }
     decision
 }
@@ -120,16 +125,10 @@ fn deal(state: &State, now_ms: u64, decision: &mut Decision) {
         let Some(record) = state.tasks.get(&task) else { continue };
         let attempt = AttemptNumber(record.attempts + 1);
         decision.reason = format!("{} {task:?} goes to {worker}", record.stage);
-        decision.commands.push(Command::Run {
-            worker: worker.clone(),
-            attempt,
-            job: job.clone(),
-            task: Box::new(record.task.clone()),
-            id: task,
-            stage: record.stage,
-            incarnation: INCARNATION,
-        });
+        let members = cohort::first(state, record, &worker);
+        decision.commands.push(cohort::run(record, task, attempt, &worker, &job, &members));
         decision.commands.extend(record.jobs.iter().cloned().map(Command::JobChanged));
-        decision.facts.push(Fact::Started { task, attempt, worker, job, at_ms: now_ms });
+        let at_ms = now_ms;
+        decision.facts.push(Fact::Started { task, attempt, worker, job, cohort: members, at_ms });
     }
 }

@@ -1,8 +1,9 @@
 //! Facts into the state. A fact that does not fit the state is ignored where a replay could meet it.
 
+use super::cohort::count_bad_pair;
 use super::fact::{Fact, Outcome};
 use super::state::{JobEnd, JobRecord, Live, State, TaskRecord, TaskStatus, WorkerRecord};
-use retort_common::ids::{JobId, TaskId, WorkerId};
+use retort_common::ids::{AttemptNumber, JobId, TaskId, WorkerId};
 use retort_common::task::{Stage, Task};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +13,12 @@ const FIRST_RETRY_PAUSE_MS: u64 = 200;
 /// Applies one fact.
 pub fn apply(state: &mut State, fact: &Fact) {
     match fact {
-        Fact::Submitted { .. } | Fact::Pinned { .. } | Fact::Planned { .. } | Fact::Ended { .. } => {
+        Fact::Submitted { .. }
+        | Fact::Pinned { .. }
+        | Fact::Planned { .. }
+        | Fact::Ended { .. }
+        | Fact::Paused { .. }
+        | Fact::Resumed { .. } => {
             apply_to_job(state, fact);
         }
         Fact::WorkerUp { .. }
@@ -20,7 +26,8 @@ pub fn apply(state: &mut State, fact: &Fact) {
         | Fact::WorkerForgotten { .. }
         | Fact::Heard { .. }
         | Fact::Stale { .. }
-        | Fact::StaleEnded { .. } => apply_to_worker(state, fact),
+        | Fact::StaleEnded { .. }
+        | Fact::Quarantined { .. } => apply_to_worker(state, fact),
         Fact::Late { by_ms } => delay(state, *by_ms),
         Fact::Surveyed { job, wants_fingerprint } => {
             if let Some(job) = state.jobs.get_mut(job) {
@@ -29,6 +36,7 @@ pub fn apply(state: &mut State, fact: &Fact) {
         }
         Fact::Cached { .. }
         | Fact::Started { .. }
+        | Fact::MemberFailed { .. }
         | Fact::Completed { .. }
         | Fact::Retried { .. }
         | Fact::Lost { .. }
@@ -42,7 +50,19 @@ pub fn apply(state: &mut State, fact: &Fact) {
             }
         }
         Fact::Expiring { task, until_ms } => with_live(state, *task, |live| live.until_ms = Some(*until_ms)),
-        Fact::Reclaimed { task } => with_live(state, *task, |live| live.until_ms = None),
+        Fact::Reclaimed { task } => {
+            let all = state.tasks.get(task).is_some_and(|record| {
+                record.members().all(|member| state.workers.get(member).is_some_and(|known| known.connected))
+            });
+            if all {
+                with_live(state, *task, |live| live.until_ms = None);
+            }
+        }
+        Fact::GivenUp { task } => with_live(state, *task, |live| live.until_ms = None),
+        Fact::StandingBy { .. } | Fact::Ready { .. } | Fact::StoodDown { .. } => {
+            apply_to_standby(state, fact)
+        }
+        Fact::Measured { .. } | Fact::Cut { .. } | Fact::Suspected { .. } => apply_to_cohort(state, fact),
         Fact::Progressed { task, done, total, detail } => with_live(state, *task, |live| {
             live.progress = (*done, *total);
             live.detail.clone_from(detail);
@@ -61,6 +81,7 @@ fn apply_to_job(state: &mut State, fact: &Fact) {
                 digest: *digest,
                 submitted_unix_ms: *submitted_unix_ms,
                 submitted_at_ms: *at_ms,
+                paused: false,
                 end: None,
                 fingerprint: None,
                 tasks: BTreeSet::new(),
@@ -81,6 +102,12 @@ fn apply_to_job(state: &mut State, fact: &Fact) {
                 job.fingerprint = Some(fingerprint.clone());
                 (job.replan, job.wants_fingerprint) = (true, false);
             }
+        }
+        Fact::Paused { job, at_ms } | Fact::Resumed { job, at_ms } => {
+            if let Some(job) = state.jobs.get_mut(job) {
+                job.paused = matches!(fact, Fact::Paused { .. });
+            }
+            state.clock_ms = state.clock_ms.max(*at_ms);
         }
         Fact::Planned { job, tasks, complete } => add_tasks(state, job, tasks, *complete),
         Fact::Ended { job, outcome, reason, at_ms } => end_job(state, job, *outcome, reason, *at_ms),
@@ -177,24 +204,31 @@ fn apply_to_task(state: &mut State, fact: &Fact) {
             };
             set_status(state, *task, done);
         }
-        Fact::Started { task, attempt, worker, job, at_ms } => {
+        Fact::Started { task, attempt, worker, job, cohort, at_ms } => {
             let Some(record) = state.tasks.get_mut(task) else { return };
             record.attempts = attempt.0;
-            let stage = record.stage;
-            let running = TaskStatus::Running { attempt: *attempt, worker: worker.clone(), job: job.clone() };
+            let (stage, live) = (record.stage, std::mem::take(&mut record.live));
+            let (worker, cohort) = (worker.clone(), cohort.clone());
+            let running = TaskStatus::Running { attempt: *attempt, worker, job: job.clone(), cohort };
             set_status(state, *task, running);
+            next_generation(state, *task, live, *at_ms);
             if let Some(job) = state.jobs.get_mut(job) {
                 job.stage_started_ms.entry(stage).or_insert(*at_ms);
             }
             state.clock_ms = state.clock_ms.max(*at_ms);
         }
-        Fact::Completed { task, meta, elapsed_ms, found, at_ms, .. } => {
+        Fact::MemberFailed { task, worker, message, .. } => {
+            if let Some(record) = state.tasks.get_mut(task) {
+                record.failures.push((worker.clone(), message.clone()));
+            }
+        }
+        Fact::Completed { task, worker: by, meta, elapsed_ms, found, at_ms, .. } => {
             let Some(TaskStatus::Running { worker, job, .. }) =
                 state.tasks.get(task).map(|record| &record.status)
             else {
                 return;
             };
-            let (worker, job) = (worker.clone(), job.clone());
+            let (worker, job) = (by.as_ref().unwrap_or(worker).clone(), job.clone());
             if let Some(worker) = state.workers.get_mut(&worker) {
                 worker.tasks_done += 1;
             }
@@ -236,20 +270,34 @@ fn set_status(state: &mut State, id: TaskId, status: TaskStatus) {
     if record.is_done() {
         return;
     }
-    if let TaskStatus::Running { attempt, worker, .. } = &record.status
-        && let Some(set) = state.running.get_mut(worker)
-    {
-        set.remove(&(id, *attempt));
-        if set.is_empty() {
-            state.running.remove(worker);
-        }
-    }
-    if let TaskStatus::Running { attempt, worker, .. } = &status {
-        state.running.entry(worker.clone()).or_default().insert((id, *attempt));
-    }
+    let members = |record: &TaskRecord| record.members().cloned().collect::<Vec<_>>();
+    let before = match &record.status {
+        TaskStatus::Running { attempt, .. } => Some((*attempt, members(record))),
+        _ => None,
+    };
+    let standby = std::mem::take(&mut record.live.standby);
     record.status = status;
     record.live = Live::default();
-    if record.is_done() {
+    let after = match &record.status {
+        TaskStatus::Running { attempt, .. } => Some((*attempt, members(record))),
+        _ => None,
+    };
+    let done = record.is_done();
+    for (worker, attempt) in
+        before.iter().flat_map(|(attempt, workers)| workers.iter().map(|worker| (worker, *attempt)))
+    {
+        leave(state, worker, (id, attempt));
+    }
+    for (worker, (attempt, _)) in &standby {
+        leave(state, worker, (id, *attempt));
+    }
+    if let Some((attempt, workers)) = &after {
+        for worker in workers {
+            state.running.entry(worker.clone()).or_default().insert((id, *attempt));
+        }
+    }
+    let Some(record) = state.tasks.get_mut(&id) else { return };
+    if done {
         let dependents = record.dependents.clone();
         let (jobs, stage) = (record.jobs.clone(), record.stage);
         for dependent in dependents {
@@ -270,6 +318,103 @@ fn set_status(state: &mut State, id: TaskId, status: TaskStatus) {
     state.reindex(id);
 }
 
+fn leave(state: &mut State, worker: &WorkerId, attempt: (TaskId, AttemptNumber)) {
+    if let Some(set) = state.running.get_mut(worker) {
+        set.remove(&attempt);
+        if set.is_empty() {
+            state.running.remove(worker);
+        }
+    }
+}
+
+/// What a cohort's next generation keeps of the one before.
+fn next_generation(state: &mut State, id: TaskId, before: Live, at_ms: u64) {
+    let Some(record) = state.tasks.get_mut(&id) else { return };
+    let members: BTreeSet<_> = record.members().cloned().collect();
+    let Live { standby, declined, costs, progress, detail, .. } = before;
+    let (joined, standby): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        standby.into_iter().partition(|(worker, _)| members.contains(worker));
+    record.live = Live { standby: standby.clone(), declined, costs, since_ms: at_ms, ..Live::default() };
+    if record.cohort().is_some() {
+        (record.live.progress, record.live.detail) = (progress, detail);
+    }
+    for (worker, (attempt, _)) in joined {
+        leave(state, &worker, (id, attempt));
+    }
+    for (worker, (attempt, _)) in standby {
+        state.running.entry(worker).or_default().insert((id, attempt));
+    }
+    let Some(record) = state.tasks.get(&id) else { return };
+    if let TaskStatus::Running { attempt, .. } = record.status {
+        for worker in members {
+            state.running.entry(worker).or_default().insert((id, attempt));
+        }
+    }
+    state.reindex(id);
+}
+
+fn apply_to_standby(state: &mut State, fact: &Fact) {
+    match fact {
+        Fact::StandingBy { task, attempt, worker } => {
+            let Some(record) = state.tasks.get_mut(task) else { return };
+            record.live.standby.insert(worker.clone(), (*attempt, false));
+            state.running.entry(worker.clone()).or_default().insert((*task, *attempt));
+        }
+        Fact::Ready { task, worker } => {
+            let standby = state.tasks.get_mut(task).and_then(|record| record.live.standby.get_mut(worker));
+            if let Some((_, ready)) = standby {
+                *ready = true;
+            }
+        }
+        Fact::StoodDown { task, worker, declined } => {
+            let Some(record) = state.tasks.get_mut(task) else { return };
+            if *declined {
+                record.live.declined.insert(worker.clone());
+            }
+            if let Some((attempt, _)) = record.live.standby.remove(worker) {
+                leave(state, worker, (*task, attempt));
+            }
+        }
+        _ => {}
+    }
+}
+
+fn apply_to_cohort(state: &mut State, fact: &Fact) {
+    match fact {
+        Fact::Measured { task, worker, done, microbatch_us, waiting, at_ms } => {
+            let Some(record) = state.tasks.get_mut(task) else { return };
+            if *microbatch_us > 0 {
+                record.live.costs.insert(worker.clone(), *microbatch_us);
+            }
+            let since_ms = record.live.since_ms;
+            let (before, moved_ms, waits) =
+                record.live.moved.entry(worker.clone()).or_insert((*done, since_ms, *waiting));
+            if *done > *before {
+                *moved_ms = *at_ms;
+            }
+            (*before, *waits) = (*done, *waiting);
+        }
+        Fact::Cut { task, worker, peers, at_ms } => {
+            let State { tasks, bad_pairs, .. } = state;
+            let Some(record) = tasks.get_mut(task) else { return };
+            record.live.cut_ms = record.live.cut_ms.or(Some(*at_ms));
+            for peer in peers {
+                // An edge has two ends and counts once in a generation.
+                if !record.live.edges.contains(&(peer.clone(), worker.clone()))
+                    && record.live.edges.insert((worker.clone(), peer.clone()))
+                {
+                    count_bad_pair(bad_pairs, (worker, peer), *at_ms);
+                }
+            }
+        }
+        Fact::Suspected { task, worker, peers } => {
+            let Some(record) = state.tasks.get_mut(task) else { return };
+            record.live.suspects.extend(peers.iter().map(|peer| (peer.clone(), worker.clone())));
+        }
+        _ => {}
+    }
+}
+
 fn with_live(state: &mut State, id: TaskId, change: impl FnOnce(&mut Live)) {
     if let Some(record) = state.tasks.get_mut(&id) {
         change(&mut record.live);
@@ -279,8 +424,10 @@ fn with_live(state: &mut State, id: TaskId, change: impl FnOnce(&mut Live)) {
 
 fn apply_to_worker(state: &mut State, fact: &Fact) {
     match fact {
-        Fact::WorkerUp { worker, session, device, fingerprint, version, threads, at_ms } => {
-            let tasks_done = state.workers.get(worker).map_or(0, |known| known.tasks_done);
+        Fact::WorkerUp { worker, session, device, fingerprint, version, threads, address, at_ms } => {
+            let known = state.workers.get(worker);
+            let tasks_done = known.map_or(0, |known| known.tasks_done);
+            let quarantined = known.and_then(|known| known.quarantined.clone());
             let record = WorkerRecord {
                 connected: true,
                 session: *session,
@@ -291,6 +438,8 @@ fn apply_to_worker(state: &mut State, fact: &Fact) {
                 heard_ms: *at_ms,
                 tasks_done,
                 stale: BTreeSet::new(),
+                address: address.clone(),
+                quarantined,
             };
             state.workers.insert(worker.clone(), record);
         }
@@ -304,6 +453,9 @@ fn apply_to_worker(state: &mut State, fact: &Fact) {
         Fact::Heard { worker, at_ms } => with_worker(state, worker, |record| record.heard_ms = *at_ms),
         Fact::Stale { worker, task, attempt } => with_worker(state, worker, |record| {
             record.stale.insert((*task, *attempt));
+        }),
+        Fact::Quarantined { worker, message } => with_worker(state, worker, |record| {
+            record.quarantined = Some(message.clone());
         }),
         Fact::StaleEnded { worker, task, attempt } => with_worker(state, worker, |record| {
             record.stale.remove(&(*task, *attempt));
@@ -323,11 +475,14 @@ fn delay(state: &mut State, by_ms: u64) {
     for worker in state.workers.values_mut().filter(|worker| worker.connected) {
         worker.heard_ms += by_ms;
     }
-    for ids in state.running.values() {
-        for (id, _) in ids {
-            if let Some(until_ms) = state.tasks.get_mut(id).and_then(|task| task.live.until_ms.as_mut()) {
-                *until_ms += by_ms;
-            }
+    // Each once, however many members it has.
+    let running: BTreeSet<TaskId> = state.running.values().flatten().map(|(id, _)| *id).collect();
+    for id in running {
+        let Some(live) = state.tasks.get_mut(&id).map(|task| &mut task.live) else { continue };
+        for deadline in [&mut live.until_ms, &mut live.cut_ms].into_iter().flatten() {
+            *deadline += by_ms;
         }
+        live.since_ms += by_ms;
+        live.moved.values_mut().for_each(|(_, at_ms, _)| *at_ms += by_ms);
     }
 }

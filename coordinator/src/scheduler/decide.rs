@@ -1,6 +1,7 @@
 //! From an input to facts, commands and a reply.
 
 use super::advance;
+use super::cohort;
 use super::fact::{Fact, Outcome};
 use super::input::{Command, Decision, HelloInfo, Input, Refusal, Reply};
 use super::place;
@@ -32,17 +33,36 @@ pub fn decide(state: &State, now_ms: u64, input: Input) -> Decision {
             submit(state, now_ms, job, request, spec, inputs, unix_ms)
         }
         Input::Cancel { job, force } => cancel(state, now_ms, &job, force),
+        Input::Pause { job, resume } => pause(state, now_ms, &job, resume),
         Input::WorkerHello { worker, session, info } => hello(state, now_ms, worker, session, info),
         Input::WorkerGone { worker, session } => gone(state, now_ms, &worker, session),
         Input::Beat { worker, session } => heard(state, now_ms, &worker, session),
-        Input::Progress { worker, session, task, attempt, done, total, detail } => {
+        Input::Progress { worker, session, task, attempt, done, total, detail, microbatch_us, waiting } => {
             let mut decision = heard(state, now_ms, &worker, session);
             let current = state.tasks.get(&task).filter(|record| record.is_current(&worker, attempt));
-            if let (false, Some(record)) = (decision.facts.is_empty(), current) {
+            let (false, Some(record)) = (decision.facts.is_empty(), current) else { return decision };
+            // A cohort speaks through its first member.
+            if record.members().next() == Some(&worker) {
                 decision.facts.push(Fact::Progressed { task, done, total, detail });
                 changed(&mut decision, record);
             }
+            if record.cohort().is_some() {
+                let at_ms = now_ms;
+                decision.facts.push(Fact::Measured { task, worker, done, microbatch_us, waiting, at_ms });
+            }
             decision
+        }
+        Input::Ready { worker, session, task } => {
+            let mut decision = heard(state, now_ms, &worker, session);
+            let stands_by =
+                state.tasks.get(&task).is_some_and(|record| record.live.standby.contains_key(&worker));
+            if !decision.facts.is_empty() && stands_by {
+                decision.facts.push(Fact::Ready { task, worker });
+            }
+            decision
+        }
+        Input::Trouble { worker, session, task, attempt, peers, suspect, message } => {
+            trouble(state, now_ms, worker, session, (task, attempt), peers, suspect, message)
         }
         Input::Finished { worker, session, task, attempt, meta, elapsed_ms, found } => {
             finished(state, now_ms, worker, session, (task, attempt), meta, elapsed_ms, found)
@@ -115,7 +135,7 @@ fn job_log(job: &JobId, level: &str, message: String) -> Command {
     Command::Log { job: job.clone(), worker: None, stage: None, level: level.to_owned(), message }
 }
 
-fn log(
+pub(super) fn log(
     decision: &mut Decision,
     record: &TaskRecord,
     worker: Option<&WorkerId>,
@@ -133,7 +153,7 @@ fn log(
     }
 }
 
-fn changed(decision: &mut Decision, record: &TaskRecord) {
+pub(super) fn changed(decision: &mut Decision, record: &TaskRecord) {
     decision.commands.extend(record.jobs.iter().cloned().map(Command::JobChanged));
 }
 
@@ -149,6 +169,33 @@ fn cancel(state: &State, now_ms: u64, job: &JobId, force: bool) -> Decision {
     decision
 }
 
+fn pause(state: &State, now_ms: u64, job: &JobId, resume: bool) -> Decision {
+    let refusal = match state.jobs.get(job) {
+        None => Some(Refusal::NotFound { text: job.to_string() }),
+        Some(record) if record.end.is_some() => Some(Refusal::Ended { job: job.clone() }),
+        Some(record) if resume && !record.paused => Some(Refusal::NotPaused { job: job.clone() }),
+        Some(_) => None,
+    };
+    if let Some(refusal) = refusal {
+        return reply(Err(refusal), "no job to pause or resume");
+    }
+    let mut decision = reply(Ok(Reply::Paused { job: job.clone() }), "paused or resumed by a client");
+    let (job_id, at_ms) = (job.clone(), now_ms);
+    if resume {
+        decision.facts.push(Fact::Resumed { job: job_id, at_ms });
+        decision.commands.push(job_log(job, "INFO", format!("job {job} goes on")));
+    } else if state.jobs.get(job).is_some_and(|record| !record.paused) {
+        decision.facts.push(Fact::Paused { job: job_id, at_ms });
+        decision.commands.push(job_log(job, "INFO", format!("job {job} is paused")));
+        // What no job that goes on wants is stopped; a training leaves a checkpoint.
+        let paused = state.jobs.iter().filter(|(id, record)| record.paused || *id == job);
+        let paused: BTreeSet<_> = paused.map(|(id, _)| id.clone()).collect();
+        withdraw(state, &paused, false, &mut decision);
+    }
+    decision.commands.push(Command::JobChanged(job.clone()));
+    decision
+}
+
 /// Ends jobs and stops the running tasks that no other live job needs.
 pub(super) fn end_jobs(
     state: &State,
@@ -159,21 +206,7 @@ pub(super) fn end_jobs(
     force: bool,
     decision: &mut Decision,
 ) {
-    for ids in state.running.values() {
-        for (id, attempt) in ids {
-            let Some(record) = state.tasks.get(id) else { continue };
-            let TaskStatus::Running { worker, .. } = &record.status else { continue };
-            if record.jobs.is_empty() || !record.jobs.is_subset(jobs) {
-                continue;
-            }
-            // The decision may have dealt with the task already.
-            if decision.facts.iter().any(|fact| matches!(fact, Fact::TaskFailed { task, .. } if task == id)) {
-                continue;
-            }
-            decision.facts.push(Fact::Withdrawn { task: *id, attempt: *attempt });
-            stop(state, worker, *id, *attempt, force, decision);
-        }
-    }
+    withdraw(state, jobs, force, decision);
     for job in jobs {
         let level = if outcome == Outcome::Failed { "ERROR" } else { "INFO" };
         decision.commands.push(job_log(job, level, reason.to_owned()));
@@ -187,8 +220,26 @@ pub(super) fn end_jobs(
     }
 }
 
+/// Stops the running tasks that no other job wants.
+fn withdraw(state: &State, jobs: &BTreeSet<JobId>, force: bool, decision: &mut Decision) {
+    let running: BTreeSet<TaskId> = state.running.values().flatten().map(|(id, _)| *id).collect();
+    for id in &running {
+        let Some(record) = state.tasks.get(id) else { continue };
+        let TaskStatus::Running { attempt, .. } = &record.status else { continue };
+        if record.jobs.is_empty() || !record.jobs.is_subset(jobs) {
+            continue;
+        }
+        // The decision may have dealt with the task already.
+        if decision.facts.iter().any(|fact| matches!(fact, Fact::TaskFailed { task, .. } if task == id)) {
+            continue;
+        }
+        decision.facts.push(Fact::Withdrawn { task: *id, attempt: *attempt });
+        cohort::stop_others(state, *id, None, force, decision);
+    }
+}
+
 /// Has a connected worker stop an attempt; until it has, it gets no other work.
-fn stop(
+pub(super) fn stop(
     state: &State,
     worker: &WorkerId,
     task: TaskId,
@@ -208,7 +259,7 @@ fn hello(state: &State, now_ms: u64, worker: WorkerId, session: u64, info: Hello
         decision.reason = format!("worker {worker} has a newer session");
         return decision;
     }
-    let HelloInfo { device, fingerprint, version, threads, in_hand } = info;
+    let HelloInfo { device, fingerprint, version, threads, address, in_hand } = info;
     let at_ms = now_ms;
     decision.facts.push(Fact::WorkerUp {
         worker: worker.clone(),
@@ -217,13 +268,23 @@ fn hello(state: &State, now_ms: u64, worker: WorkerId, session: u64, info: Hello
         fingerprint,
         version,
         threads,
+        address,
         at_ms,
     });
     let in_hand: BTreeSet<_> = in_hand.into_iter().collect();
     for (task, attempt) in &in_hand {
-        match state.tasks.get(task).filter(|record| record.is_current(&worker, *attempt)) {
-            Some(_) => decision.facts.push(Fact::Reclaimed { task: *task }),
-            None => {
+        let record = state.tasks.get(task).filter(|record| record.has_member(&worker));
+        match record.map(|record| (record, &record.status)) {
+            Some((record, TaskStatus::Running { attempt: current, job, cohort, .. }))
+                if attempt == current || (!cohort.is_empty() && attempt < current) =>
+            {
+                decision.facts.push(Fact::Reclaimed { task: *task });
+                // It missed that its cohort has another generation now.
+                if attempt != current {
+                    decision.commands.push(cohort::run(record, *task, *current, &worker, job, cohort));
+                }
+            }
+            _ => {
                 let (worker, task, attempt) = (worker.clone(), *task, *attempt);
                 decision.facts.push(Fact::Stale { worker: worker.clone(), task, attempt });
                 decision.commands.push(Command::Stop { worker, task, attempt, force: true });
@@ -232,11 +293,33 @@ fn hello(state: &State, now_ms: u64, worker: WorkerId, session: u64, info: Hello
     }
     // What it was given and does not have never reached it, or died with its former process.
     for (task, attempt) in state.running.get(&worker).into_iter().flatten() {
-        if !in_hand.contains(&(*task, *attempt)) {
-            lose(state, now_ms, *task, *attempt, "its worker came back without it", &mut decision);
+        let Some(record) = state.tasks.get(task) else { continue };
+        if record.live.standby.contains_key(&worker) {
+            let (task, worker) = (*task, worker.clone());
+            decision.facts.push(Fact::StoodDown { task, worker, declined: false });
+        } else if !in_hand.iter().any(|(known, _)| known == task) {
+            without(state, now_ms, (*task, *attempt), record, &worker, &mut decision);
         }
     }
     decision
+}
+
+/// A member has lost its part of a task. The others go on without it.
+fn without(
+    state: &State,
+    now_ms: u64,
+    (task, attempt): (TaskId, AttemptNumber),
+    record: &TaskRecord,
+    worker: &WorkerId,
+    decision: &mut Decision,
+) {
+    let rest: Vec<_> = record.members().filter(|member| *member != worker).cloned().collect();
+    if rest.is_empty() {
+        lose(state, now_ms, task, attempt, "its worker came back without it", decision);
+    } else {
+        let why = format!("{worker} came back without its part");
+        cohort::regroup(state, now_ms, task, &rest, &why, decision);
+    }
 }
 
 fn gone(state: &State, now_ms: u64, worker: &WorkerId, session: u64) -> Decision {
@@ -252,11 +335,21 @@ fn worker_down(state: &State, now_ms: u64, worker: &WorkerId, decision: &mut Dec
     decision.facts.push(Fact::WorkerDown { worker: worker.clone(), at_ms: now_ms });
     let until_ms = now_ms + state.failure_detection_ms;
     for (task, _) in state.running.get(worker).into_iter().flatten() {
-        decision.facts.push(Fact::Expiring { task: *task, until_ms });
-        if let Some(record) = state.tasks.get(task) {
-            log(decision, record, None, "WARN", format!("lost the session of worker {worker}"));
-            changed(decision, record);
+        let Some(record) = state.tasks.get(task) else { continue };
+        if record.live.standby.contains_key(worker) {
+            let (task, worker) = (*task, worker.clone());
+            decision.facts.push(Fact::StoodDown { task, worker, declined: false });
+            continue;
         }
+        // A cohort goes on without it at once, unless it is being put together again after a restart.
+        let others = record
+            .members()
+            .any(|member| member != worker && state.workers.get(member).is_some_and(|known| known.connected));
+        if !others {
+            decision.facts.push(Fact::Expiring { task: *task, until_ms });
+        }
+        log(decision, record, None, "WARN", format!("lost the session of worker {worker}"));
+        changed(decision, record);
     }
 }
 
@@ -309,7 +402,9 @@ fn finished(
     }
     let Some(record) = settle(state, &worker, (task, attempt), &mut decision) else { return decision };
     decision.reason = format!("{} {task:?} is done by {worker}", record.stage);
-    decision.facts.push(Fact::Completed { task, attempt, meta, elapsed_ms, found, at_ms: now_ms });
+    cohort::stop_others(state, task, Some(&worker), true, &mut decision);
+    let worker = Some(worker);
+    decision.facts.push(Fact::Completed { task, attempt, worker, meta, elapsed_ms, found, at_ms: now_ms });
     changed(&mut decision, record);
     decision
 }
@@ -327,23 +422,75 @@ fn failed(
     if decision.facts.is_empty() {
         return decision;
     }
-    let Some(record) = settle(state, &worker, (task, attempt), &mut decision) else { return decision };
+    let Some(record) = settle(state, &worker, (task, attempt), &mut decision) else {
+        let standby = state.tasks.get(&task).filter(|record| record.live.standby.contains_key(&worker));
+        if let Some(record) = standby {
+            let text = format!("worker {worker} cannot join the training: {message}");
+            log(&mut decision, record, None, "WARN", text);
+            decision.facts.push(Fact::StoodDown { task, worker, declined: true });
+        }
+        return decision;
+    };
     let verdict = if retryable { poison(state, record, &worker) } else { Some(String::new()) };
     let what = format!("{} task {task:?} failed on worker {worker}: {message}", record.stage);
+    let up = |member: &&WorkerId| {
+        **member != worker && state.workers.get(*member).is_some_and(|known| known.connected)
+    };
+    let rest: Vec<_> = record.members().filter(up).cloned().collect();
     match verdict {
+        None if !rest.is_empty() => {
+            log(&mut decision, record, None, "WARN", format!("{what}; the others go on"));
+            let failed = worker.clone();
+            decision.facts.push(Fact::MemberFailed { task, attempt, worker, message });
+            let why = format!("{failed} failed");
+            cohort::regroup(state, now_ms, task, &rest, &why, &mut decision);
+            // It has ended already.
+            decision
+                .commands
+                .retain(|command| !matches!(command, Command::Stop { worker, .. } if *worker == failed));
+            decision.facts.retain(|fact| !matches!(fact, Fact::Stale { worker, .. } if *worker == failed));
+        }
         None => {
             decision.reason = format!("{what}; trying again");
             log(&mut decision, record, None, "WARN", format!("{what}; trying again"));
             changed(&mut decision, record);
+            cohort::stop_others(state, task, Some(&worker), true, &mut decision);
             decision.facts.push(Fact::Retried { task, attempt, worker, message, at_ms: now_ms });
         }
-        Some(why) => fail_task(state, now_ms, (task, attempt), worker, format!("{what}{why}"), &mut decision),
+        Some(why) => {
+            cohort::stop_others(state, task, Some(&worker), true, &mut decision);
+            fail_task(state, now_ms, (task, attempt), worker, format!("{what}{why}"), &mut decision);
+        }
     }
     decision
 }
 
+#[allow(clippy::too_many_arguments)]
+fn trouble(
+    state: &State,
+    now_ms: u64,
+    worker: WorkerId,
+    session: u64,
+    (task, attempt): (TaskId, AttemptNumber),
+    peers: Vec<WorkerId>,
+    suspect: bool,
+    message: String,
+) -> Decision {
+    let mut decision = heard(state, now_ms, &worker, session);
+    let current = state.tasks.get(&task).filter(|record| record.is_current(&worker, attempt));
+    let (false, Some(record)) = (decision.facts.is_empty(), current) else { return decision };
+    log(&mut decision, record, Some(&worker), "WARN", message);
+    let peers: Vec<_> = peers.into_iter().filter(|peer| record.has_member(peer) && *peer != worker).collect();
+    decision.facts.push(if suspect {
+        Fact::Suspected { task, worker, peers }
+    } else {
+        Fact::Cut { task, worker, peers, at_ms: now_ms }
+    });
+    decision
+}
+
 /// Why a task is given up after one more failure that another try might have mended, if it is.
-fn poison(state: &State, record: &TaskRecord, worker: &WorkerId) -> Option<String> {
+pub(super) fn poison(state: &State, record: &TaskRecord, worker: &WorkerId) -> Option<String> {
     let failures = record.failures.len() + 1;
     let mut failed_on: BTreeSet<_> = record.failures.iter().map(|(worker, _)| worker).collect();
     failed_on.insert(worker);
@@ -354,7 +501,7 @@ fn poison(state: &State, record: &TaskRecord, worker: &WorkerId) -> Option<Strin
         .then(|| format!(" (given up after {failures} tries on {} workers)", failed_on.len()))
 }
 
-fn fail_task(
+pub(super) fn fail_task(
     state: &State,
     now_ms: u64,
     (task, attempt): (TaskId, AttemptNumber),
@@ -369,7 +516,7 @@ fn fail_task(
     }
 }
 
-fn lose(
+pub(super) fn lose(
     state: &State,
     now_ms: u64,
     task: TaskId,
@@ -426,11 +573,20 @@ fn tick(state: &State, now_ms: u64, late_ms: u64) -> Decision {
             decision.facts.push(Fact::WorkerForgotten { worker: worker.clone() });
         }
     }
-    for (task, attempt) in state.running.values().flatten() {
-        let until_ms = state.tasks.get(task).and_then(|record| record.live.until_ms);
-        if until_ms.is_some_and(|until_ms| until_ms <= now_ms) {
-            lose(state, now_ms, *task, *attempt, "its worker did not come back", &mut decision);
+    let running: BTreeSet<TaskId> = state.running.values().flatten().map(|(id, _)| *id).collect();
+    for task in running {
+        let Some(record) = state.tasks.get(&task) else { continue };
+        let TaskStatus::Running { attempt, .. } = &record.status else { continue };
+        if record.live.until_ms.is_none_or(|until_ms| until_ms > now_ms) {
+            continue;
+        }
+        if record.members().any(|member| state.workers.get(member).is_some_and(|known| known.connected)) {
+            decision.facts.push(Fact::GivenUp { task });
+        } else {
+            cohort::stop_others(state, task, None, true, &mut decision);
+            lose(state, now_ms, task, *attempt, "its worker did not come back", &mut decision);
         }
     }
+    cohort::tick(state, now_ms, &mut decision);
     decision
 }

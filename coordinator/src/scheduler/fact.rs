@@ -1,5 +1,6 @@
 //! What has happened.
 
+use retort_common::cohort::Member;
 use retort_common::ids::{AttemptNumber, Digest, JobId, RequestId, TaskId, WorkerId};
 use retort_common::spec::JobSpec;
 use retort_common::spec::inputs::JobInputs;
@@ -68,18 +69,32 @@ pub enum Fact {
         /// Its incarnation.
         incarnation: u32,
     },
-    /// A worker was given a task.
+    /// A worker was given a task, or a cohort's next generation was named.
     Started {
+        /// The task.
+        task: TaskId,
+        /// The try.
+        attempt: AttemptNumber,
+        /// Who; a cohort's first member.
+        worker: WorkerId,
+        /// The job on whose behalf.
+        job: JobId,
+        /// The members where it is a task for a cohort.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        cohort: Vec<Member>,
+        /// Uptime.
+        at_ms: u64,
+    },
+    /// A member of a cohort failed and the others may do better.
+    MemberFailed {
         /// The task.
         task: TaskId,
         /// The try.
         attempt: AttemptNumber,
         /// Who.
         worker: WorkerId,
-        /// The job on whose behalf.
-        job: JobId,
-        /// Uptime.
-        at_ms: u64,
+        /// Why.
+        message: String,
     },
     /// The current attempt of a task succeeded.
     Completed {
@@ -87,6 +102,9 @@ pub enum Fact {
         task: TaskId,
         /// The try.
         attempt: AttemptNumber,
+        /// Who said so; a cohort's first member where it is left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        worker: Option<WorkerId>,
         /// Its manifest's meta.
         meta: Value,
         /// Wall time of the attempt.
@@ -146,6 +164,21 @@ pub enum Fact {
         at_ms: u64,
     },
 
+    /// A client paused a job.
+    Paused {
+        /// The job.
+        job: JobId,
+        /// Uptime.
+        at_ms: u64,
+    },
+    /// A client let a paused job go on.
+    Resumed {
+        /// The job.
+        job: JobId,
+        /// Uptime.
+        at_ms: u64,
+    },
+
     /// A worker's session is up.
     WorkerUp {
         /// Who.
@@ -160,6 +193,8 @@ pub enum Fact {
         version: String,
         /// Compute threads.
         threads: u32,
+        /// Where its peers reach it.
+        address: String,
         /// Uptime.
         at_ms: u64,
     },
@@ -211,10 +246,82 @@ pub enum Fact {
         /// Uptime.
         until_ms: u64,
     },
-    /// An attempt came back.
+    /// A worker came back with its attempt.
     Reclaimed {
         /// The task.
         task: TaskId,
+    },
+    /// What is missing of a cohort will not come back.
+    GivenUp {
+        /// The task.
+        task: TaskId,
+    },
+    /// A worker gets ready to join a cohort.
+    StandingBy {
+        /// The task.
+        task: TaskId,
+        /// The cohort's generation.
+        attempt: AttemptNumber,
+        /// Who.
+        worker: WorkerId,
+    },
+    /// It is ready.
+    Ready {
+        /// The task.
+        task: TaskId,
+        /// Who.
+        worker: WorkerId,
+    },
+    /// It does not get ready any more.
+    StoodDown {
+        /// The task.
+        task: TaskId,
+        /// Who.
+        worker: WorkerId,
+        /// Whether it could not, and is not asked again.
+        declined: bool,
+    },
+    /// How a member of a cohort does.
+    Measured {
+        /// The task.
+        task: TaskId,
+        /// Who.
+        worker: WorkerId,
+        /// Its steps done.
+        done: u64,
+        /// Microseconds that it needs for a microbatch; 0 when unknown.
+        microbatch_us: u64,
+        /// Whether it waits for its peers.
+        waiting: bool,
+        /// Uptime.
+        at_ms: u64,
+    },
+    /// A member of a cohort could not reach others.
+    Cut {
+        /// The task.
+        task: TaskId,
+        /// Who.
+        worker: WorkerId,
+        /// Whom.
+        peers: Vec<WorkerId>,
+        /// Uptime.
+        at_ms: u64,
+    },
+    /// A member takes others for wrong.
+    Suspected {
+        /// The task.
+        task: TaskId,
+        /// Who says so.
+        worker: WorkerId,
+        /// Whom.
+        peers: Vec<WorkerId>,
+    },
+    /// A worker computes other bits than its peers and gets no more float tasks.
+    Quarantined {
+        /// Who.
+        worker: WorkerId,
+        /// Why.
+        message: String,
     },
     /// How far the current attempt has come.
     Progressed {
@@ -256,11 +363,14 @@ impl Fact {
             | Fact::Planned { .. }
             | Fact::Cached { .. }
             | Fact::Started { .. }
+            | Fact::MemberFailed { .. }
             | Fact::Completed { .. }
             | Fact::Retried { .. }
             | Fact::Lost { .. }
             | Fact::TaskFailed { .. }
             | Fact::Withdrawn { .. }
+            | Fact::Paused { .. }
+            | Fact::Resumed { .. }
             | Fact::Ended { .. } => true,
             Fact::WorkerUp { .. }
             | Fact::WorkerDown { .. }
@@ -272,6 +382,14 @@ impl Fact {
             | Fact::Surveyed { .. }
             | Fact::Expiring { .. }
             | Fact::Reclaimed { .. }
+            | Fact::GivenUp { .. }
+            | Fact::StandingBy { .. }
+            | Fact::Ready { .. }
+            | Fact::StoodDown { .. }
+            | Fact::Measured { .. }
+            | Fact::Cut { .. }
+            | Fact::Suspected { .. }
+            | Fact::Quarantined { .. }
             | Fact::Progressed { .. }
             | Fact::Stale { .. }
             | Fact::StaleEnded { .. } => false,

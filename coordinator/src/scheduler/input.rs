@@ -1,6 +1,7 @@
 //! What comes in and what goes out.
 
 use super::fact::Fact;
+use retort_common::cohort::Member;
 use retort_common::ids::{AttemptNumber, Digest, JobId, RequestId, TaskId, WorkerId};
 use retort_common::spec::JobSpec;
 use retort_common::spec::inputs::JobInputs;
@@ -18,6 +19,8 @@ pub struct HelloInfo {
     pub version: String,
     /// Compute threads.
     pub threads: u32,
+    /// Where its peers reach it; empty where it can join no cohort.
+    pub address: String,
     /// Attempts it runs or whose results it holds.
     pub in_hand: Vec<(TaskId, AttemptNumber)>,
 }
@@ -44,6 +47,13 @@ pub enum Input {
         job: JobId,
         /// Stop at once.
         force: bool,
+    },
+    /// A client pauses a job or lets it go on.
+    Pause {
+        /// The job.
+        job: JobId,
+        /// Whether it is to go on.
+        resume: bool,
     },
     /// A worker opens a session.
     WorkerHello {
@@ -84,6 +94,36 @@ pub enum Input {
         total: u64,
         /// For people.
         detail: String,
+        /// Microseconds that the worker needs for a microbatch; 0 when unknown.
+        microbatch_us: u64,
+        /// Whether it waits for its peers.
+        waiting: bool,
+    },
+    /// A worker is ready to join a cohort.
+    Ready {
+        /// Who.
+        worker: WorkerId,
+        /// Which session.
+        session: u64,
+        /// The task.
+        task: TaskId,
+    },
+    /// A member of a cohort cannot go on with its peers.
+    Trouble {
+        /// Who.
+        worker: WorkerId,
+        /// Which session.
+        session: u64,
+        /// The task.
+        task: TaskId,
+        /// The try.
+        attempt: AttemptNumber,
+        /// The peers it is about.
+        peers: Vec<WorkerId>,
+        /// Whether they have other bits, rather than being out of reach.
+        suspect: bool,
+        /// Why.
+        message: String,
     },
     /// A task is done.
     Finished {
@@ -167,6 +207,8 @@ pub enum Command {
         stage: Stage,
         /// Under which number to write the manifest.
         incarnation: u32,
+        /// The cohort it is a member of; nobody where it is alone or stands by.
+        cohort: Vec<Member>,
     },
     /// Have a worker stop an attempt.
     Stop {
@@ -225,6 +267,11 @@ pub enum Reply {
         /// Its id.
         job: JobId,
     },
+    /// The job is paused, or goes on.
+    Paused {
+        /// Its id.
+        job: JobId,
+    },
 }
 
 /// A refusal.
@@ -246,6 +293,18 @@ pub enum Refusal {
     #[error("job id {job} exists already; submit again")]
     JobExists {
         /// The id.
+        job: JobId,
+    },
+    /// A job that has ended.
+    #[error("job {job} has ended; submit it again")]
+    Ended {
+        /// The job.
+        job: JobId,
+    },
+    /// A job that is not paused.
+    #[error("job {job} is not paused")]
+    NotPaused {
+        /// The job.
         job: JobId,
     },
     /// Too many jobs at work.

@@ -5,6 +5,7 @@
 //! - [`step`]: an input and everything that follows from it
 //! - [`state`]: jobs, tasks and workers; [`fact`], [`input`]: the vocabulary
 //! - [`place`]: which ready task goes to which idle worker
+//! - `cohort`: who trains together, and `deal`: who computes how much
 //! - [`plan`]: a job's tasks, as far as they can be known
 //! - [`view`]: jobs and workers as people see them
 //!
@@ -12,6 +13,8 @@
 
 mod advance;
 mod apply;
+mod cohort;
+mod deal;
 pub mod decide;
 pub mod fact;
 pub mod input;

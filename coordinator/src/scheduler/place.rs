@@ -17,16 +17,26 @@ pub struct Placement {
 
 /// Whether a worker is connected and has the kernels that a task is bound to.
 pub fn is_eligible(worker: &WorkerRecord, task: &TaskRecord) -> bool {
-    worker.connected && task.task.fingerprint().is_none_or(|bound| bound == worker.fingerprint)
+    let bound = task.task.fingerprint();
+    worker.connected && bound.is_none_or(|bound| bound == worker.fingerprint && worker.quarantined.is_none())
+}
+
+/// Workers with nothing to do, not even to end something.
+pub fn idle(state: &State) -> impl Iterator<Item = (&WorkerId, &WorkerRecord)> {
+    state
+        .workers
+        .iter()
+        .filter(|(id, worker)| worker.connected && worker.stale.is_empty() && !state.running.contains_key(id))
+}
+
+/// Ready tasks whose time has come.
+pub fn due(state: &State, now_ms: u64) -> impl Iterator<Item = TaskId> {
+    state.ready.iter().copied().filter(move |id| key(state, *id, now_ms).is_some())
 }
 
 /// Tasks for all idle workers: the oldest job's first, in the order of stages.
 pub fn place(state: &State, now_ms: u64) -> Vec<Placement> {
-    let free = |id: &WorkerId, worker: &WorkerRecord| {
-        worker.connected && worker.stale.is_empty() && !state.running.contains_key(id)
-    };
-    let mut idle: BTreeSet<&WorkerId> =
-        state.workers.iter().filter(|(id, worker)| free(id, worker)).map(|(id, _)| id).collect();
+    let mut idle: BTreeSet<&WorkerId> = idle(state).map(|(id, _)| id).collect();
     if idle.is_empty() {
         return Vec::new();
     }
@@ -52,8 +62,9 @@ fn key(state: &State, id: TaskId, now_ms: u64) -> Option<(u64, retort_common::ta
     Some((oldest_job(state, record)?.0, record.stage, id))
 }
 
-fn oldest_job<'a>(state: &State, record: &'a TaskRecord) -> Option<(u64, &'a JobId)> {
-    record.jobs.iter().filter_map(|job| Some((state.jobs.get(job)?.order, job))).min()
+pub(super) fn oldest_job<'a>(state: &State, record: &'a TaskRecord) -> Option<(u64, &'a JobId)> {
+    let at_work = |job| state.jobs.get(job).filter(|record| !record.paused);
+    record.jobs.iter().filter_map(|job| Some((at_work(job)?.order, job))).min()
 }
 
 /// An idle worker for a task: one that has not failed it, if any such is connected at all; then the one that

@@ -7,8 +7,11 @@
 //! 5. when all of that is done, the report
 //!
 //! - [`students`]: rows in step order, training, vectors and export of a student
+//! - [`baselines`]: rows of PCA and quantisers
 //! - [`rows`]: the report and its rows
 
+mod baselines;
+mod quantised;
 mod rows;
 mod students;
 
@@ -80,6 +83,14 @@ pub enum PlanError {
         /// The teacher's.
         teacher: u32,
     },
+    /// A baseline that does not fit its vectors.
+    #[error("baselines: {row}: {why}")]
+    Baseline {
+        /// Its row.
+        row: String,
+        /// What is wrong and what would be right.
+        why: String,
+    },
     /// A name that no earlier head has.
     #[error(
         "student {student:?}: {name:?} is not the teacher and no earlier head; put that student before this one"
@@ -130,7 +141,10 @@ struct Trained {
     last: ArtifactId,
     kind: StudentKind,
     vectors: VectorSet,
-    export: ArtifactId,
+    /// None for codes, which need their head.
+    export: Option<ArtifactId>,
+    /// Bytes of a passage, where they are not its dimensions' four each.
+    bytes: Option<u32>,
     /// What its phases took their negatives from, by name.
     negatives: Vec<(String, ArtifactId)>,
 }
@@ -147,22 +161,30 @@ impl Planner<'_, '_> {
         let Some(dim) = self.teacher_dim(&base)? else { return Ok(()) };
         let spec = self.context.spec;
         let pca_dims = pca_dims(spec, dim, base.passages.rows)?;
-        let pca =
-            (!pca_dims.is_empty() || spec.student.iter().any(starts_from_pca)).then(|| self.fit_pca(&base));
+        let pca = (!pca_dims.is_empty() || spec.student.iter().any(starts_from_pca))
+            .then(|| self.fit_pca(&base, &base.teacher));
         let mut trained: BTreeMap<&str, Trained> = BTreeMap::new();
         for student in &spec.student {
-            let planned = self.student(&base, student, dim, pca.as_ref(), &trained)?;
+            let planned = match student.kind {
+                StudentKind::Quantised => self.quantised(&base, student, &trained)?,
+                _ => self.student(&base, student, dim, pca.as_ref(), &trained)?,
+            };
             trained.insert(&student.name, planned);
         }
         let mut rows = vec![self.dense_row(&base, "teacher", "teacher", &base.teacher, None)];
-        if let Some(pca) = &pca {
-            rows.extend(pca_dims.iter().map(|dim| self.pca_row(&base, pca, *dim)));
-        }
+        rows.extend(self.teacher_baselines(&base, dim, &pca_dims)?);
         for student in &spec.student {
             let Some(planned) = trained.get(student.name.as_str()) else { continue };
-            let kind = if planned.kind == StudentKind::Head { "head" } else { "encoder" };
-            let export = Some(planned.export.clone());
-            rows.push(self.dense_row(&base, &student.name, kind, &planned.vectors, export));
+            let kind = match planned.kind {
+                StudentKind::Head => "head",
+                StudentKind::Encoder => "encoder",
+                StudentKind::Quantised => "quantised",
+            };
+            let export = planned.export.clone();
+            let mut row = self.dense_row(&base, &student.name, kind, &planned.vectors, export);
+            row.bytes_per_passage = planned.bytes.map_or(row.bytes_per_passage, f64::from);
+            rows.push(row);
+            rows.extend(self.student_baselines(&base, &student.name, &planned.vectors)?);
         }
         if spec.baselines.bm25 {
             rows.push(self.bm25_row(&base));
@@ -200,13 +222,14 @@ impl Planner<'_, '_> {
     fn base(&mut self) -> Result<Option<Base>, PlanError> {
         let (spec, inputs) = (self.context.spec, self.context.inputs);
         let (rows_per_shard, max_bad_records) = (spec.corpus.rows_per_shard, spec.corpus.max_bad_records);
-        let corpus = inputs.corpus.clone();
-        let corpus = self.add(Task::ShardCorpus { corpus, rows_per_shard, max_bad_records });
+        let files = inputs.corpus.passages.clone();
+        let corpus = self.add(Task::ShardCorpus { passages: files, rows_per_shard, max_bad_records });
         let Some(passages) = self.table(corpus, "the passages")? else { return Ok(None) };
         let bm25 = wants_bm25(spec).then(|| self.add(Task::FitBm25 { passages: passages.clone() }));
         let queries = self.add(Task::ShardQueries {
-            queries: inputs.queries.clone(),
-            qrels: inputs.qrels.clone(),
+            queries: inputs.corpus.queries.clone(),
+            sets: inputs.corpus.sets.clone(),
+            answers: spec.corpus.answers.unwrap_or_default(),
             passages: passages.clone(),
             rows_per_shard,
             max_bad_records,
@@ -275,8 +298,8 @@ impl Planner<'_, '_> {
         Ok(None)
     }
 
-    fn fit_pca(&mut self, base: &Base) -> ArtifactId {
-        let vectors = base.teacher.passages.clone();
+    fn fit_pca(&mut self, base: &Base, vectors: &VectorSet) -> ArtifactId {
+        let vectors = vectors.passages.clone();
         self.add(Task::FitPca { vectors, fingerprint: base.fingerprint.clone() })
     }
 
@@ -291,23 +314,26 @@ impl Planner<'_, '_> {
         let (sets, depth) = (&spec.sets.train, spec.mining.depth);
         let mut runs = Vec::new();
         for source in sources {
-            runs.push(match source {
-                MiningSource::Teacher => self.search_dense(base, &base.teacher, None, sets, depth),
-                MiningSource::Bm25 => self.search_bm25(base, sets, depth),
+            match source {
+                MiningSource::Teacher => runs.push(self.search_dense(base, &base.teacher, None, sets, depth)),
+                MiningSource::Bm25 => runs.push(self.search_bm25(base, sets, depth)),
+                MiningSource::Given => {}
                 MiningSource::Student(name) => {
                     let unknown = || PlanError::UnknownSource { name: name.clone() };
                     let student = trained.get(name.as_str()).ok_or_else(unknown)?;
-                    self.search_dense(base, &student.vectors, None, sets, depth)
+                    runs.push(self.search_dense(base, &student.vectors, None, sets, depth));
                 }
-            });
+            }
         }
-        Ok(self.mine_runs(base, runs, derived_seed(spec.seed, "mine", 0)))
+        let given = sources.contains(&MiningSource::Given);
+        Ok(self.mine_runs(base, runs, given, derived_seed(spec.seed, "mine", 0)))
     }
 
-    fn mine_runs(&mut self, base: &Base, runs: Vec<ArtifactId>, seed: u64) -> ArtifactId {
+    fn mine_runs(&mut self, base: &Base, runs: Vec<ArtifactId>, given: bool, seed: u64) -> ArtifactId {
         let spec = self.context.spec;
         self.add(Task::Mine {
             runs,
+            given,
             queries: base.queries.clone(),
             passages: base.passages.clone(),
             sets: spec.sets.train.clone(),
@@ -325,14 +351,26 @@ impl Planner<'_, '_> {
         sets: &[String],
         depth: u32,
     ) -> ArtifactId {
+        let retriever = |group: &[ArtifactId]| Retriever::Dense {
+            queries: vectors.queries.clone(),
+            passages: group.to_vec(),
+            reduce: reduce.cloned(),
+        };
+        self.search_groups(base, &vectors.passages, retriever, sets, depth)
+    }
+
+    /// One search for each group of shards, and their merge.
+    fn search_groups(
+        &mut self,
+        base: &Base,
+        shards: &[ArtifactId],
+        retriever: impl Fn(&[ArtifactId]) -> Retriever,
+        sets: &[String],
+        depth: u32,
+    ) -> ArtifactId {
         let mut runs = Vec::new();
-        for group in vectors.passages.chunks(SEARCH_GROUP) {
-            let retriever = Retriever::Dense {
-                queries: vectors.queries.clone(),
-                passages: group.to_vec(),
-                reduce: reduce.cloned(),
-            };
-            let fingerprint = base.fingerprint.clone();
+        for group in shards.chunks(SEARCH_GROUP) {
+            let (retriever, fingerprint) = (retriever(group), base.fingerprint.clone());
             let (queries, sets) = (base.queries.clone(), sets.to_vec());
             runs.push(self.add(Task::Search { retriever, queries, sets, depth, fingerprint }));
         }

@@ -2,6 +2,7 @@
 
 use super::fact::Outcome;
 use super::input::Refusal;
+use retort_common::cohort::{self, Member};
 use retort_common::ids::{AttemptNumber, Digest, JobId, RequestId, TaskId, WorkerId};
 use retort_common::spec::JobSpec;
 use retort_common::spec::inputs::JobInputs;
@@ -9,11 +10,16 @@ use retort_common::task::{Stage, Task};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Time without a step after which a member of a cohort counts as stalled, unless told otherwise.
+pub const DEFAULT_STALL_LIMIT_MS: u64 = 600_000;
+
 /// Everything the scheduler knows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
     /// Silence after which a session counts as lost.
     pub failure_detection_ms: u64,
+    /// Time without a step after which a member of a cohort counts as stalled.
+    pub stall_limit_ms: u64,
     /// The uptime of the newest durable fact; time goes on from here after a restart.
     pub clock_ms: u64,
     /// Jobs by id.
@@ -26,12 +32,14 @@ pub struct State {
     pub tasks: BTreeMap<TaskId, TaskRecord>,
     /// Workers by id. Volatile.
     pub workers: BTreeMap<WorkerId, WorkerRecord>,
-    /// Attempts by worker; derived from the tasks.
+    /// Attempts by worker, also those that it only stands by for; derived from the tasks.
     pub running: BTreeMap<WorkerId, BTreeSet<(TaskId, AttemptNumber)>>,
     /// Wanted tasks whose artifact has not been looked for; derived from the tasks.
     pub unprobed: BTreeSet<TaskId>,
     /// Wanted tasks that could run now; derived from the tasks.
     pub ready: BTreeSet<TaskId>,
+    /// Pairs of workers, the lesser first, that could not reach each other: how often, and when last. Volatile.
+    pub bad_pairs: BTreeMap<(WorkerId, WorkerId), (u32, u64)>,
 }
 
 /// A job.
@@ -49,6 +57,8 @@ pub struct JobRecord {
     pub submitted_unix_ms: u64,
     /// Uptime when it was accepted.
     pub submitted_at_ms: u64,
+    /// Whether a client has paused it.
+    pub paused: bool,
     /// How it ended, if it has.
     pub end: Option<JobEnd>,
     /// What its float tasks are bound to.
@@ -114,12 +124,28 @@ pub struct TaskRecord {
 pub struct Live {
     /// Whether its manifest is being looked for.
     pub probing: bool,
-    /// Until when its attempt may come back.
+    /// Until when its attempt, or what is missing of its cohort, may come back.
     pub until_ms: Option<u64>,
     /// Units done and in all.
     pub progress: (u64, u64),
     /// For people.
     pub detail: String,
+    /// Workers that get ready to join its cohort: since which generation, and whether they are.
+    pub standby: BTreeMap<WorkerId, (AttemptNumber, bool)>,
+    /// Workers that could not get ready and are not asked again.
+    pub declined: BTreeSet<WorkerId>,
+    /// Time that each worker needs for a microbatch, in microseconds.
+    pub costs: BTreeMap<WorkerId, u64>,
+    /// Uptime when its generation began.
+    pub since_ms: u64,
+    /// Uptime when each member last went on, and whether it waited for its peers then.
+    pub moved: BTreeMap<WorkerId, (u64, u64, bool)>,
+    /// Who could not reach whom in this generation.
+    pub edges: BTreeSet<(WorkerId, WorkerId)>,
+    /// Uptime when the first of them was told.
+    pub cut_ms: Option<u64>,
+    /// Whom members of this generation take for wrong: accused and accuser.
+    pub suspects: BTreeSet<(WorkerId, WorkerId)>,
 }
 
 /// Where a task stands.
@@ -131,12 +157,14 @@ pub enum TaskStatus {
     Pending,
     /// It is being run.
     Running {
-        /// The try.
+        /// The try; for a cohort, its generation.
         attempt: AttemptNumber,
-        /// Who.
+        /// Who; for a cohort, its first member, who writes checkpoints and the artifact.
         worker: WorkerId,
         /// On whose behalf.
         job: JobId,
+        /// Its cohort in the order of ranks; nobody where the task is for one worker alone.
+        cohort: Vec<Member>,
     },
     /// Its artifact exists. Final.
     Done {
@@ -179,6 +207,10 @@ pub struct WorkerRecord {
     pub tasks_done: u64,
     /// Attempts it was told to stop and has not ended yet.
     pub stale: BTreeSet<(TaskId, AttemptNumber)>,
+    /// Where its peers reach it; empty where it can join no cohort.
+    pub address: String,
+    /// Why it gets no more float tasks, if it does not.
+    pub quarantined: Option<String>,
 }
 
 impl TaskRecord {
@@ -197,7 +229,37 @@ impl TaskRecord {
 
     /// Whether `attempt` by `worker` is the one that counts.
     pub fn is_current(&self, of: &WorkerId, number: AttemptNumber) -> bool {
-        matches!(&self.status, TaskStatus::Running { attempt, worker, .. } if *attempt == number && worker == of)
+        matches!(&self.status, TaskStatus::Running { attempt, .. } if *attempt == number)
+            && self.has_member(of)
+    }
+
+    /// Whether a worker is at work on it.
+    pub fn has_member(&self, worker: &WorkerId) -> bool {
+        self.members().any(|member| member == worker)
+    }
+
+    /// Who is at work on it, in the order of ranks.
+    pub fn members(&self) -> impl Iterator<Item = &WorkerId> {
+        let (alone, cohort) = match &self.status {
+            TaskStatus::Running { worker, cohort, .. } => {
+                (cohort.is_empty().then_some(worker), cohort.as_slice())
+            }
+            _ => (None, &[][..]),
+        };
+        alone.into_iter().chain(cohort.iter().map(|member| &member.worker))
+    }
+
+    /// Its generation and members, if a cohort is at work on it.
+    pub fn cohort(&self) -> Option<(AttemptNumber, &[Member])> {
+        match &self.status {
+            TaskStatus::Running { attempt, cohort, .. } if !cohort.is_empty() => Some((*attempt, cohort)),
+            _ => None,
+        }
+    }
+
+    /// How many workers can compute it together; none where it is for one alone.
+    pub fn cohort_limit(&self) -> Option<u32> {
+        cohort::limit(&self.task)
     }
 
     /// Whether it is done without work on behalf of `job`.
@@ -211,6 +273,7 @@ impl State {
     pub fn new(failure_detection_ms: u64) -> Self {
         Self {
             failure_detection_ms,
+            stall_limit_ms: DEFAULT_STALL_LIMIT_MS,
             clock_ms: 0,
             jobs: BTreeMap::new(),
             live: BTreeMap::new(),
@@ -220,6 +283,7 @@ impl State {
             running: BTreeMap::new(),
             unprobed: BTreeSet::new(),
             ready: BTreeSet::new(),
+            bad_pairs: BTreeMap::new(),
         }
     }
 
@@ -252,12 +316,16 @@ impl State {
     pub fn durable(&self) -> Self {
         let mut state = self.clone();
         state.workers.clear();
+        state.bad_pairs.clear();
         for job in state.jobs.values_mut() {
             (job.replan, job.wants_fingerprint) = (job.end.is_none() && !job.complete_plan, false);
         }
         let ids: Vec<_> = state.tasks.keys().copied().collect();
         for id in ids {
             let Some(record) = state.tasks.get_mut(&id) else { continue };
+            for worker in record.live.standby.keys() {
+                state.running.remove(worker);
+            }
             record.live = Live::default();
             if record.status == TaskStatus::Pending {
                 record.status = TaskStatus::Unprobed;

@@ -14,6 +14,8 @@ pub enum Standing {
     Pending,
     /// A task of it runs or is done.
     Running,
+    /// A client paused it.
+    Paused,
     /// It has ended.
     Ended(Outcome),
 }
@@ -89,6 +91,31 @@ pub struct WorkerView {
     pub tasks_done: u64,
 }
 
+/// A training that is done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Training {
+    /// Its task.
+    pub task: retort_common::ids::TaskId,
+    /// Steps taken.
+    pub steps: u64,
+    /// Digest of the flat parameters as little-endian f32, hex.
+    pub weights_sha256: String,
+    /// Loss of the last step.
+    pub loss: Option<f64>,
+}
+
+/// A job's trainings that are done.
+pub fn trainings(state: &State, id: &JobId) -> Vec<Training> {
+    let of = |id: &retort_common::ids::TaskId| {
+        let record = state.tasks.get(id).filter(|record| record.stage == Stage::Train)?;
+        let meta = record.meta()?;
+        let weights_sha256 = meta.get("weights_sha256")?.as_str()?.to_owned();
+        let (steps, loss) = (meta.get("steps")?.as_u64()?, meta.get("loss")?.as_f64());
+        Some(Training { task: *id, steps, weights_sha256, loss })
+    };
+    state.jobs.get(id).into_iter().flat_map(|job| &job.tasks).filter_map(of).collect()
+}
+
 /// A job as it stands.
 pub fn job(state: &State, id: &JobId, now_ms: u64) -> Option<JobView> {
     let record = state.jobs.get(id)?;
@@ -96,6 +123,7 @@ pub fn job(state: &State, id: &JobId, now_ms: u64) -> Option<JobView> {
     let begun = record.tasks.iter().filter_map(|id| state.tasks.get(id)).any(|task| task.attempts > 0);
     let standing = match &record.end {
         Some(end) => Standing::Ended(end.outcome),
+        None if record.paused => Standing::Paused,
         None if begun || stages.iter().any(|stage| stage.done > 0) => Standing::Running,
         None => Standing::Pending,
     };
@@ -131,8 +159,12 @@ pub fn workers(state: &State) -> Vec<WorkerView> {
 
 fn in_work(state: &State, worker: &WorkerId) -> String {
     let Some((id, _)) = state.running.get(worker).and_then(|set| set.first()) else { return String::new() };
-    match state.tasks.get(id).map(|record| (record.stage, &record.status)) {
-        Some((stage, TaskStatus::Running { job, .. })) => format!("{job}/{stage} {id:?}"),
+    let Some(record) = state.tasks.get(id) else { return String::new() };
+    match &record.status {
+        TaskStatus::Running { job, .. } => {
+            let standby = if record.has_member(worker) { "" } else { ", standing by" };
+            format!("{job}/{} {id:?}{standby}", record.stage)
+        }
         _ => String::new(),
     }
 }
@@ -173,11 +205,16 @@ fn progress(task: &TaskRecord) -> f64 {
 }
 
 fn detail(running: &[&&TaskRecord]) -> String {
-    let details: Vec<_> =
-        running.iter().map(|task| task.live.detail.as_str()).filter(|detail| !detail.is_empty()).collect();
+    let of = |task: &&&TaskRecord| match task.cohort() {
+        Some((_, cohort)) if cohort.len() > 1 && !task.live.detail.is_empty() => {
+            format!("{}, {} workers", task.live.detail, cohort.len())
+        }
+        _ => task.live.detail.clone(),
+    };
+    let details: Vec<_> = running.iter().map(of).filter(|detail| !detail.is_empty()).collect();
     match details.as_slice() {
         [] => String::new(),
-        [one] => (*one).to_owned(),
+        [one] => one.clone(),
         [first, rest @ ..] => format!("{first} (and {} more)", rest.len()),
     }
 }
@@ -186,6 +223,9 @@ fn detail(running: &[&&TaskRecord]) -> String {
 fn reason(state: &State, id: &JobId, record: &JobRecord) -> String {
     if let Some(end) = &record.end {
         return end.reason.clone();
+    }
+    if record.paused {
+        return format!("paused by a client; `retort resume {id}` lets it go on");
     }
     let connected = state.workers.values().filter(|worker| worker.connected).count();
     let open: Vec<_> = record.open.iter().filter_map(|id| state.tasks.get(id)).collect();

@@ -1,6 +1,7 @@
 //! A scheduler with simulated workers. After every step the safety rules are checked.
 
 use crate::sample;
+use retort_common::cohort;
 use retort_common::ids::{AttemptNumber, JobId, TaskId, WorkerId};
 use retort_common::spec::JobSpec;
 use retort_common::task::Task;
@@ -33,6 +34,10 @@ pub struct Cluster {
     /// Questions about manifests that nobody has answered.
     pub probes: Vec<TaskId>,
     pub answer_probes: bool,
+    /// Whether workers can train together.
+    pub exchange: bool,
+    /// What workers were told to get ready for and have not said that they are.
+    pub standby: BTreeSet<(WorkerId, TaskId)>,
     completed: BTreeMap<TaskId, Value>,
     ended: BTreeMap<JobId, Outcome>,
     next_session: u64,
@@ -57,6 +62,8 @@ impl Cluster {
             store: BTreeMap::new(),
             probes: Vec::new(),
             answer_probes: true,
+            exchange: false,
+            standby: BTreeSet::new(),
             completed: BTreeMap::new(),
             ended: BTreeMap::new(),
             next_session: 0,
@@ -66,6 +73,13 @@ impl Cluster {
     /// A cluster with connected workers that share a fingerprint.
     pub fn with(names: &[&str]) -> Self {
         let mut cluster = Self::new();
+        names.iter().for_each(|name| cluster.hello(name, "f1"));
+        cluster
+    }
+
+    /// The same, with workers that can train together.
+    pub fn with_exchange(names: &[&str]) -> Self {
+        let mut cluster = Self { exchange: true, ..Self::new() };
         names.iter().for_each(|name| cluster.hello(name, "f1"));
         cluster
     }
@@ -98,13 +112,26 @@ impl Cluster {
     fn carry_out(&mut self, command: Command) {
         match command {
             Command::Probe(artifacts) => self.probes.extend(artifacts.iter().map(|artifact| artifact.task)),
-            Command::Run { worker, attempt, task, id, .. } => {
+            Command::Run { worker, attempt, task, id, cohort: members, .. } => {
                 self.runs.push((worker.clone(), (id, attempt)));
-                if self.sessions.contains_key(&worker) {
-                    self.hands.entry(worker).or_default().insert((id, attempt), *task);
+                if !self.sessions.contains_key(&worker) {
+                    return;
                 }
+                let hand = self.hands.entry(worker.clone()).or_default();
+                match cohort::limit(&task) {
+                    Some(microbatches) if !members.is_empty() => {
+                        cohort::check(&members, microbatches).unwrap();
+                        // What goes on counts for the newest generation.
+                        hand.retain(|(known, _), _| *known != id);
+                        self.standby.remove(&(worker, id));
+                    }
+                    Some(_) => drop(self.standby.insert((worker, id))),
+                    None => assert!(members.is_empty()),
+                }
+                hand.insert((id, attempt), *task);
             }
             Command::Stop { worker, task, attempt, force } => {
+                self.standby.remove(&(worker.clone(), task));
                 self.stops.push((worker, (task, attempt), force))
             }
             Command::Settle { worker, task, attempt } => {
@@ -141,7 +168,9 @@ impl Cluster {
         let (worker, session) = (worker(name), self.next_session);
         let in_hand = self.hands.get(&worker).into_iter().flat_map(BTreeMap::keys).copied().collect();
         self.sessions.insert(worker.clone(), session);
-        let info = HelloInfo { fingerprint: fingerprint.to_owned(), in_hand, ..HelloInfo::default() };
+        let fingerprint = fingerprint.to_owned();
+        let address = if self.exchange { format!("{name}:1") } else { String::new() };
+        let info = HelloInfo { fingerprint, in_hand, address, ..HelloInfo::default() };
         self.feed(Input::WorkerHello { worker, session, info });
     }
 
@@ -155,6 +184,7 @@ impl Cluster {
     /// A worker's process dies.
     pub fn kill(&mut self, name: &str) {
         self.hands.remove(&worker(name));
+        self.standby.retain(|(standby, _)| *standby != worker(name));
         self.gone(name);
     }
 
@@ -208,9 +238,88 @@ impl Cluster {
         self.probes.clear();
     }
 
+    /// Workers end what they were told to stop.
+    pub fn end_stopped(&mut self) {
+        let stale = |known: &scheduler::state::WorkerRecord| known.stale.clone();
+        let stale: Vec<_> = self.state.workers.iter().map(|(id, known)| (id.clone(), stale(known))).collect();
+        for (name, attempts) in stale {
+            for attempt in attempts {
+                self.fail(name.as_str(), attempt, "stopped on request", true);
+            }
+        }
+    }
+
+    /// Workers that were told to get ready say that they are.
+    pub fn get_ready(&mut self) {
+        self.end_stopped();
+        for (worker, task) in std::mem::take(&mut self.standby) {
+            if let Some(session) = self.sessions.get(&worker).copied() {
+                self.feed(Input::Ready { worker, session, task });
+            }
+        }
+    }
+
+    /// How a member of a cohort says that it does.
+    pub fn measure(
+        &mut self,
+        name: &str,
+        (task, attempt): Attempt,
+        done: u64,
+        microbatch_us: u64,
+        waiting: bool,
+    ) {
+        let Some(session) = self.sessions.get(&worker(name)).copied() else { return };
+        let (worker, total, detail) = (worker(name), 1_000, String::new());
+        self.feed(Input::Progress {
+            worker,
+            session,
+            task,
+            attempt,
+            done,
+            total,
+            detail,
+            microbatch_us,
+            waiting,
+        });
+    }
+
+    /// A member of a cohort complains of peers.
+    pub fn trouble(&mut self, name: &str, (task, attempt): Attempt, peers: &[&str], suspect: bool) {
+        let Some(session) = self.sessions.get(&worker(name)).copied() else { return };
+        let peers = peers.iter().map(|peer| worker(peer)).collect();
+        let (worker, message) = (worker(name), "trouble".to_owned());
+        self.feed(Input::Trouble { worker, session, task, attempt, peers, suspect, message });
+    }
+
+    /// The cohort that is at work: its task with the generation, its members and their numbers of microbatches.
+    pub fn cohort(&self) -> Option<(Attempt, Vec<(String, u32)>)> {
+        self.state.tasks.iter().find_map(|(id, record)| {
+            let (generation, members) = record.cohort()?;
+            let of = |member: &cohort::Member| (member.worker.to_string(), member.microbatches.len() as u32);
+            Some(((*id, generation), members.iter().map(of).collect()))
+        })
+    }
+
+    /// Works until nothing but a training is left to do.
+    pub fn work_until_training(&mut self) {
+        for _ in 0..20_000 {
+            self.end_stopped();
+            let connected = self.hands.iter().filter(|(worker, _)| self.sessions.contains_key(worker));
+            let all = connected.flat_map(|(worker, hand)| hand.iter().map(move |work| (worker, work)));
+            let mut other = all.filter(|(_, (_, task))| cohort::limit(task).is_none());
+            let Some((name, attempt)) = other.next().map(|(worker, (at, _))| (worker.to_string(), *at))
+            else {
+                return assert!(self.cohort().is_some(), "there is no training");
+            };
+            self.finish(&name, attempt);
+        }
+        panic!("no training ever begins");
+    }
+
     /// Every worker does all its work until nothing is left to do.
     pub fn work(&mut self) {
         for _ in 0..20_000 {
+            self.get_ready();
             let Some((name, attempt)) = self.any_work() else { return };
             self.finish(&name, attempt);
         }
@@ -267,12 +376,25 @@ impl Cluster {
         for (id, record) in &self.state.tasks {
             let undone = record.needs.iter().filter(|need| !self.state.tasks[*need].is_done()).count();
             assert_eq!(record.blocked, undone, "{id:?}");
-            if let TaskStatus::Running { worker, attempt, .. } = &record.status {
-                assert_eq!(undone, 0, "{id:?} runs before its inputs");
-                assert_eq!(attempt.0, record.attempts);
+            let TaskStatus::Running { worker: lead, attempt, cohort: members, .. } = &record.status else {
+                assert!(record.live.standby.is_empty(), "{id:?} has standbys but does not run");
+                continue;
+            };
+            assert_eq!(undone, 0, "{id:?} runs before its inputs");
+            assert_eq!(attempt.0, record.attempts);
+            assert!(!record.jobs.is_empty(), "{id:?} runs for nobody");
+            assert_eq!(record.members().next(), Some(lead));
+            let standby = record.live.standby.iter().map(|(worker, (attempt, _))| (worker, *attempt));
+            for (worker, attempt) in record.members().map(|worker| (worker, *attempt)).chain(standby) {
                 assert!(busy.insert(worker.clone()), "{worker} has two tasks");
-                assert!(!record.jobs.is_empty(), "{id:?} runs for nobody");
-                assert!(self.state.running[worker].contains(&(*id, *attempt)));
+                assert!(self.state.running[worker].contains(&(*id, attempt)));
+            }
+            if let Some(microbatches) = record.cohort_limit() {
+                cohort::check(members, microbatches).unwrap();
+            }
+            let bound = record.task.fingerprint();
+            for known in record.members().filter_map(|worker| self.state.workers.get(worker)) {
+                assert!(bound.is_none_or(|bound| bound == known.fingerprint), "{id:?}: a foreign member");
             }
         }
         assert_eq!(busy.len(), self.state.running.len());

@@ -1,12 +1,14 @@
 //! Tests of the coordinator.
 //!
 //! - [`cluster`]: a scheduler with simulated workers, and the safety rules checked after every step
+//! - [`cohort`]: who trains together
 //! - [`scheduler`]: rules by table; [`random`]: random inputs, restarts and faults
 //! - [`plan`]: the tasks of a job
 //! - [`process`]: the real coordinator and sessions on loopback, killed and started again
 //! - [`tidy`]: purity of the scheduler
 
 mod cluster;
+mod cohort;
 mod plan;
 mod process;
 mod random;
@@ -15,6 +17,6 @@ mod scheduler;
 mod tidy;
 
 // The worker's session is compiled in here, since depending on the worker would bring in its numerics.
-#[allow(dead_code)]
-#[path = "../../../worker/src/session.rs"]
+#[allow(dead_code, unused_imports)]
+#[path = "../../../worker/src/session/mod.rs"]
 mod session;

@@ -114,8 +114,8 @@ fn the_report_has_all_rows_with_their_bytes() {
         .collect();
     let expected = [
         ("teacher", "teacher", 32.0, 1),
-        ("pca-2", "pca", 8.0, 2),
-        ("pca-4", "pca", 16.0, 2),
+        ("pca-2", "pca", 8.0, 3),
+        ("pca-4", "pca", 16.0, 3),
         ("head", "head", 8.0, 1),
         ("small", "encoder", 8.0, 1),
         ("bm25", "bm25", 16.0, 1),
@@ -142,10 +142,52 @@ fn a_large_corpus_is_searched_in_groups_and_merged_in_a_tree() {
             _ => None,
         })
         .collect();
-    // Four rows' variants with 19 groups each: 16 + 3 runs, and the two results.
-    assert_eq!(merges.iter().filter(|runs| **runs == 16).count(), 4);
-    assert_eq!(merges.iter().filter(|runs| **runs == 2).count(), 4);
-    assert_eq!(merges.len(), 12);
+    // Five rows' variants with 19 groups each: 16 + 3 runs, and the two results.
+    assert_eq!(merges.iter().filter(|runs| **runs == 16).count(), 5);
+    assert_eq!(merges.iter().filter(|runs| **runs == 2).count(), 5);
+    assert_eq!(merges.len(), 15);
+}
+
+#[test]
+fn quantised_baselines_have_their_rows_on_teacher_and_students() {
+    let mut spec = sample::full("j", 1);
+    spec.baselines = serde_json::from_value(json!({
+        "on": ["teacher", "head"], "pq": [2], "pca_opq": ["2x1"], "int8": true, "binary": true,
+    }))
+    .unwrap();
+    retort_common::spec::check(&spec).unwrap();
+    let meta = |task: &Task| match task {
+        Task::ShardCorpus { .. } => json!({ "rows": 400, "shards": sample::SHARDS }),
+        task => sample::meta(task),
+    };
+    let tasks = whole_plan(&spec, "a", &meta).unwrap().pop().unwrap().tasks;
+    let Some(Task::Report { rows, .. }) = tasks.last() else { panic!("no report") };
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|row| (row.name.as_str(), row.kind.as_str(), row.bytes_per_passage, row.variants.len()))
+        .collect();
+    let expected = [
+        ("teacher", "teacher", 32.0, 1),
+        ("pca-2", "pca", 8.0, 3),
+        ("pq-2", "pq", 2.0, 1),
+        ("pca2-opq1", "opq", 1.0, 2),
+        ("int8", "int8", 8.0, 1),
+        ("binary", "binary", 1.0, 2),
+        ("head", "head", 8.0, 1),
+        ("head-pq-2", "pq", 2.0, 1),
+        ("head-pca2-opq1", "opq", 1.0, 2),
+        ("head-int8", "int8", 2.0, 1),
+        ("head-binary", "binary", 1.0, 2),
+        ("small", "encoder", 8.0, 1),
+        ("bm25", "bm25", 16.0, 1),
+    ];
+    assert_eq!(rows, expected);
+    spec.baselines.pq = vec![3];
+    let error = whole_plan(&spec, "a", &meta).unwrap_err().to_string();
+    assert!(error.contains("pq-3: 3 sub-quantisers do not divide 8 dimensions"), "{error}");
+    spec.baselines.pq = vec![2];
+    let error = whole_plan(&spec, "a", &sample::meta).unwrap_err().to_string();
+    assert!(error.contains("12 passages cannot train 256 centroids"), "{error}");
 }
 
 #[test]

@@ -63,6 +63,7 @@ impl Coordinator {
             store,
             listen: listen.to_owned(),
             net: net(),
+            stall_limit: Duration::from_secs(60),
             address_file: Some(folder.join("address")),
         };
         let executions = executions.clone();
@@ -107,6 +108,7 @@ fn worker(name: &str, address: &str, executor: Pretend) -> tokio::task::JoinHand
         fingerprint: "f1".into(),
         threads: 1,
         version: "0".into(),
+        exchange_address: String::new(),
         net: net(),
     };
     tokio::spawn(

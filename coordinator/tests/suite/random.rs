@@ -18,15 +18,18 @@ enum Step {
     Cancel(u8, bool),
     Pass(u16, u8),
     Late(u16),
+    Ready,
+    Measure(u8, u64, u64, bool),
+    Trouble(u8, u8, bool),
     HoldProbes(bool),
     Restart,
 }
 
-const WORKERS: [&str; 3] = ["w0", "w1", "w2"];
-const FINGERPRINTS: [&str; 3] = ["f1", "f1", "f2"];
+const WORKERS: [&str; 4] = ["w0", "w1", "w2", "w3"];
+const FINGERPRINTS: [&str; 4] = ["f1", "f1", "f2", "f1"];
 
 fn step() -> impl Strategy<Value = Step> {
-    let who = 0u8..3;
+    let who = 0u8..4;
     prop_oneof![
         2 => (0u8..3, any::<bool>()).prop_map(|(job, full)| Step::Submit(job, full)),
         6 => who.clone().prop_map(Step::Hello),
@@ -36,8 +39,13 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (who.clone(), prop::bool::weighted(0.9)).prop_map(|(who, again)| Step::Fail(who, again)),
         2 => (who.clone(), 0u32..4).prop_map(|(who, attempt)| Step::StaleFinish(who, attempt)),
         1 => (0u8..3, any::<bool>()).prop_map(|(job, force)| Step::Cancel(job, force)),
-        4 => (0u16..8_000, 0u8..4).prop_map(|(ms, silent)| Step::Pass(ms, silent)),
+        4 => (0u16..8_000, 0u8..5).prop_map(|(ms, silent)| Step::Pass(ms, silent)),
         1 => (0u16..20_000).prop_map(Step::Late),
+        4 => Just(Step::Ready),
+        4 => (who.clone(), 0u64..9, 0u64..5_000, any::<bool>())
+            .prop_map(|(who, done, us, waiting)| Step::Measure(who, done, us, waiting)),
+        3 => (who.clone(), who.clone(), prop::bool::weighted(0.3))
+            .prop_map(|(who, whom, suspect)| Step::Trouble(who, whom, suspect)),
         1 => any::<bool>().prop_map(Step::HoldProbes),
         1 => Just(Step::Restart),
     ]
@@ -90,6 +98,17 @@ fn take(cluster: &mut Cluster, step: Step) {
             cluster.now_ms += u64::from(ms);
             cluster.feed(Input::Tick { late_ms: u64::from(ms) });
         }
+        Step::Ready => cluster.get_ready(),
+        Step::Measure(who, done, microbatch_us, waiting) => {
+            if let Some(attempt) = cluster.first(name(who)) {
+                cluster.measure(name(who), attempt, done, microbatch_us, waiting);
+            }
+        }
+        Step::Trouble(who, whom, suspect) => {
+            if let Some(attempt) = cluster.first(name(who)) {
+                cluster.trouble(name(who), attempt, &[name(whom)], suspect);
+            }
+        }
         Step::HoldProbes(hold) => {
             cluster.answer_probes = !hold;
             cluster.answer();
@@ -122,7 +141,7 @@ proptest! {
 
     #[test]
     fn any_history_is_safe_replays_and_ends(steps in prop::collection::vec(step(), 1..120)) {
-        let mut cluster = Cluster::new();
+        let mut cluster = Cluster::with_exchange(&[]);
         for step in steps {
             take(&mut cluster, step);
         }

@@ -2,7 +2,7 @@
 
 use retort_common::ids::Digest;
 use retort_common::spec::JobSpec;
-use retort_common::spec::inputs::{InputFile, JobInputs, ModelFiles, ModelInputs};
+use retort_common::spec::inputs::{CorpusInputs, DataFile, InputFile, JobInputs, ModelFiles, ModelInputs};
 use retort_common::task::Task;
 use serde_json::{Value, json};
 
@@ -32,12 +32,15 @@ pub fn full(name: &str, seed: u64) -> JobSpec {
         "baselines": { "pca": [4], "bm25": true },
         "student": [
             { "name": "head", "kind": "head", "dim": 2, "phase": [
-                { "data": "queries", "steps": 10, "batch": 4, "learning_rate": 0.001, "loss": [{ "kind": "kl" }] },
-                { "data": "queries", "epochs": 1.0, "batch": 4, "negatives": 2, "learning_rate": 0.001,
+                { "data": "queries", "steps": 10, "batch": 4, "microbatches": 4,
+                  "learning_rate": 0.001, "loss": [{ "kind": "kl" }] },
+                { "data": "queries", "epochs": 1.0, "batch": 4, "microbatches": 2, "negatives": 2, "learning_rate": 0.001,
                   "loss": [{ "kind": "info_nce", "temperature": 0.05 }] },
             ]},
+            { "name": "codes", "kind": "quantised", "on": "head", "bytes": 2 },
             { "name": "small", "kind": "encoder", "dim": 2, "init": "head", "layers": [0], "phase": [
-                { "data": "texts", "signal": "head", "steps": 10, "batch": 4, "learning_rate": 0.001, "loss": loss },
+                { "data": "texts", "signal": "head", "steps": 10, "batch": 4, "microbatches": 4,
+                  "learning_rate": 0.001, "loss": loss },
             ]},
         ],
     }))
@@ -56,10 +59,13 @@ pub fn inputs(folder: &str) -> JobInputs {
         bytes: 1,
         sha256: Digest::of(name.as_bytes()),
     };
+    let data = |name: &str| DataFile { file: file(name), format: None };
     JobInputs {
-        corpus: file("corpus.jsonl"),
-        queries: file("queries.jsonl"),
-        qrels: ["train", "dev", "test"].map(|set| (set.to_owned(), file(set))).into_iter().collect(),
+        corpus: CorpusInputs {
+            passages: vec![data("corpus.jsonl")],
+            queries: vec![data("queries.jsonl")],
+            sets: ["train", "dev", "test"].map(|set| (set.to_owned(), vec![data(set)])).into_iter().collect(),
+        },
         teacher: ModelInputs {
             files: ModelFiles {
                 by_name: ["config.json", "model.safetensors", "tokenizer.json"]
@@ -81,7 +87,7 @@ pub fn meta(task: &Task) -> Value {
         Task::Embed { encoder: retort_common::task::Encoder::Files { .. }, .. } => {
             json!({ "rows": 4, "dim": 8 })
         }
-        Task::Embed { .. } | Task::Project { .. } => json!({ "rows": 4, "dim": 2 }),
+        Task::Embed { .. } | Task::Project { .. } | Task::Quantize { .. } => json!({ "rows": 4, "dim": 2 }),
         Task::FitBm25 { .. } => json!({ "documents": 12, "terms": 5, "postings": 24 }),
         _ => json!({}),
     }

@@ -373,7 +373,18 @@ fn progress_shows_in_the_view_and_not_in_the_journal() {
     cluster.now_ms += 2_000;
     let detail = "row 1/4".to_owned();
     let (worker, session) = (worker("w1"), 1);
-    cluster.feed(Input::Progress { worker, session, task, attempt, done: 1, total: 4, detail });
+    let (done, total, microbatch_us, waiting) = (1, 4, 0, false);
+    cluster.feed(Input::Progress {
+        worker,
+        session,
+        task,
+        attempt,
+        done,
+        total,
+        detail,
+        microbatch_us,
+        waiting,
+    });
     assert_eq!(cluster.journal.len(), before);
     let view = view::job(&cluster.state, &job, cluster.now_ms).unwrap();
     let stage = &view.stages[0];

@@ -3,6 +3,7 @@
 //! - [`catalog`]: where a job's results lie in the store
 //! - [`vectors`]: embeddings as safetensors, NumPy and Parquet, and indexes for FAISS
 //! - [`lists`]: ranked lists as TREC and MS MARCO runs and as DPR's JSON
+//! - [`model`]: folders for sentence-transformers
 //! - [`negatives`]: mined negatives for BEIR, Tevatron and sentence-transformers
 //! - [`faiss`], [`embeddings`]: the file formats themselves, pure
 
@@ -10,6 +11,7 @@ pub mod catalog;
 pub mod embeddings;
 pub mod faiss;
 pub mod lists;
+pub mod model;
 pub mod negatives;
 pub mod vectors;
 

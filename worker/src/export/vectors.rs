@@ -10,16 +10,16 @@ use super::catalog::{Catalog, CatalogRow};
 use super::embeddings::{ParquetEmbeddings, npy_header, write_values};
 use super::faiss::{FaissError, FaissIndex, Storage, Transform};
 use super::{Format, Output, write_error};
-use crate::fit::pca::Pca;
+use crate::fit::AffineMap;
 use crate::matrix::Matrix;
-use crate::tasks::fit::load_pca;
+use crate::tasks::baseline::reduction_map;
 use crate::tasks::{TaskError, VECTORS, Workbench};
 use crate::vectors::read_vectors;
 
 /// The vectors of one side of a row, as they are searched.
 struct Source<'a> {
     shards: &'a [ArtifactId],
-    reduce: Option<(Pca, usize, bool)>,
+    reduce: Option<AffineMap>,
     dim: usize,
     rows: u64,
 }
@@ -38,11 +38,8 @@ impl<'a> Source<'a> {
             rows += number("rows")?;
             dim = number("dim")? as usize;
         }
-        let reduce = match &row.reduce {
-            Some(reduce) => Some((load_pca(bench, &reduce.pca)?, reduce.dim as usize, reduce.renormalize)),
-            None => None,
-        };
-        let dim = reduce.as_ref().map_or(dim, |(_, dim, _)| *dim);
+        let reduce = row.reduce.as_ref().map(|reduce| reduction_map(bench, reduce)).transpose()?;
+        let dim = reduce.as_ref().map_or(dim, AffineMap::output);
         Ok(Self { shards, reduce, dim, rows })
     }
 
@@ -55,9 +52,7 @@ impl<'a> Source<'a> {
             bench.go_on()?;
             let vectors = read_vectors(&bench.part(shard, VECTORS)?)?;
             let vectors = match &self.reduce {
-                Some((pca, dim, renormalize)) => {
-                    pca.project(&vectors, *dim, true, *renormalize).map_err(TaskError::input)?
-                }
+                Some(map) => map.apply(&vectors, bench.threads),
                 None => vectors,
             };
             if vectors.dim() != self.dim {
@@ -197,7 +192,7 @@ pub(super) fn index(
     let own = numbers.is_some();
     let ids = numbers.unwrap_or_else(|| (0..names.len() as i64).collect());
     let index = FaissIndex {
-        dim: source.reduce.as_ref().map_or(source.dim, |(pca, _, _)| pca.dim),
+        dim: source.reduce.as_ref().map_or(source.dim, AffineMap::input),
         transforms: transforms(&source),
         storage: Storage::Flat,
         count: source.rows,
@@ -231,12 +226,15 @@ fn plain_number(id: &str) -> Option<i64> {
 
 /// What faiss must do to a question before it searches: PCA's centring and projection, then unit length.
 fn transforms(source: &Source<'_>) -> Vec<Transform> {
-    let Some((pca, dim, renormalize)) = &source.reduce else { return Vec::new() };
-    let rows = || pca.components.chunks_exact(pca.dim).take(*dim);
-    let weight = rows().flatten().map(|value| *value as f32).collect();
-    let bias = rows().map(|row| -row.iter().zip(&pca.mean).map(|(a, b)| a * b).sum::<f64>() as f32).collect();
-    let mut transforms = vec![Transform::Linear { input: pca.dim, weight, bias }];
-    if *renormalize {
+    let Some(map) = &source.reduce else { return Vec::new() };
+    let rows = map.weight().chunks_exact(map.input());
+    let product = |row: &[f32]| -> f64 {
+        row.iter().zip(map.offset()).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    let bias = rows.map(|row| -product(row) as f32).collect();
+    let weight = map.weight().to_vec();
+    let mut transforms = vec![Transform::Linear { input: map.input(), weight, bias }];
+    if map.normalizes() {
         transforms.push(Transform::Normalize);
     }
     transforms

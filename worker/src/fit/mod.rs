@@ -3,6 +3,7 @@
 //! - [`pca`]: principal components, the direct rival of a distilled head
 //! - [`quantizer`]: an affine map and a code as one thing, with its file and the codes of passages
 //! - [`pq`], [`opq`]: product quantisation, and a rotation learnt for it
+//! - [`residual`]: sums of whole vectors, which keep more in few bytes
 //! - [`scalar`]: a signed byte or a bit for each dimension
 //! - [`kmeans`]: the clustering under both
 
@@ -11,12 +12,14 @@ pub mod opq;
 pub mod pca;
 pub mod pq;
 pub mod quantizer;
+pub mod residual;
 pub mod scalar;
 
 pub use opq::train_opq;
 pub use pca::{Pca, PcaAccumulator, PcaError};
 pub use pq::ProductQuantizer;
 pub use quantizer::{AffineMap, Code, Codes, Quantizer, QuantizerError};
+pub use residual::ResidualQuantizer;
 pub use scalar::{BinaryQuantizer, Int8Quantizer};
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use nalgebra::{DMatrix, SymmetricEigen};
 
+use super::quantizer::AffineMap;
 use crate::matmul::{self, Sizes, Write};
 use crate::matrix::Matrix;
 
@@ -129,6 +130,28 @@ impl PcaAccumulator {
 }
 
 impl Pca {
+    /// The first `dims` components as a map that takes the mean off first. `whiten` divides each by its standard
+    /// deviation (Su et al., "Whitening sentence representations", 2021), `renormalise` scales to unit length.
+    pub fn map(&self, dims: usize, whiten: bool, renormalise: bool) -> Result<AffineMap, PcaError> {
+        let dim = self.dim;
+        if dims == 0 || dims > dim {
+            return Err(PcaError::Dims { dims, dim });
+        }
+        if self.count <= dims as u64 {
+            return Err(PcaError::TooFewVectors { got: self.count, needed: dims as u64 + 1 });
+        }
+        // A direction without variance would blow rounding up; it keeps its size.
+        let least = self.eigenvalues[0] * 1e-12;
+        let scale = |at: usize| match self.eigenvalues[at] {
+            variance if whiten && variance > least => 1.0 / variance.sqrt(),
+            _ => 1.0,
+        };
+        let rows = self.components.chunks_exact(dim).take(dims).enumerate();
+        let weight = rows.flat_map(|(at, row)| row.iter().map(move |x| (x * scale(at)) as f32)).collect();
+        let offset = self.mean.iter().map(|x| *x as f32).collect();
+        Ok(AffineMap::new(dims, weight, offset, renormalise).expect("as many weights as components"))
+    }
+
     /// `vectors` [n, dim] along the first `dims` components: [n, dims]. `centre` takes the mean off first
     /// (leave it on for Euclidean distance; products of uncentred vectors keep the ranking by dot
     /// product), `renormalise` scales the result to unit length for cosine.
@@ -268,6 +291,20 @@ mod tests {
         assert_eq!(project(3), Err(PcaError::Dims { dims: 3, dim: 2 }));
         assert_eq!(project(2), Err(PcaError::TooFewVectors { got: 2, needed: 3 }));
         assert_eq!(project(1), Ok(()));
+        assert!(pca.map(3, false, false).is_err() && pca.map(2, false, false).is_err());
+    }
+
+    #[test]
+    fn a_map_projects_and_whitening_makes_variances_equal() {
+        let vectors = random(500, 6, 9);
+        let pca = fit(&vectors);
+        let (mapped, projected) = (
+            pca.map(3, false, true).unwrap().apply(&vectors, 2),
+            pca.project(&vectors, 3, true, true).unwrap(),
+        );
+        assert!(mapped.data().iter().zip(projected.data()).all(|(a, b)| (a - b).abs() < 1e-5));
+        let white = fit(&pca.map(4, true, false).unwrap().apply(&vectors, 1));
+        assert!(white.eigenvalues.iter().all(|variance| (variance - 1.0).abs() < 1e-3), "{white:?}");
     }
 
     /// Prints what a fit costs: `cargo test --release fit -- --ignored --nocapture`.

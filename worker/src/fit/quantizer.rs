@@ -1,6 +1,7 @@
 //! A quantiser as a whole: an affine map, then a code. What fit tasks make, students train and indexes hold.
 
 use super::pq::ProductQuantizer;
+use super::residual::ResidualQuantizer;
 use super::scalar::{BinaryQuantizer, Int8Quantizer, encode_rows};
 use crate::matmul::{self, Sizes, Write};
 use crate::matrix::Matrix;
@@ -218,6 +219,8 @@ impl AffineMap {
 pub enum Code {
     /// One byte for each part.
     Product(ProductQuantizer),
+    /// One byte for each summand.
+    Residual(ResidualQuantizer),
     /// One byte for each dimension.
     Int8(Int8Quantizer),
     /// One bit for each dimension.
@@ -244,6 +247,7 @@ impl Quantizer {
     pub fn dim(&self) -> usize {
         match &self.code {
             Code::Product(pq) => pq.dim(),
+            Code::Residual(residual) => residual.dim(),
             Code::Int8(int8) => int8.offset.len(),
             Code::Binary(binary) => binary.threshold.len(),
         }
@@ -253,6 +257,7 @@ impl Quantizer {
     pub fn bytes(&self) -> usize {
         match &self.code {
             Code::Product(pq) => pq.subquantizers(),
+            Code::Residual(residual) => residual.bytes(),
             Code::Int8(int8) => int8.offset.len(),
             Code::Binary(binary) => binary.threshold.len().div_ceil(8),
         }
@@ -281,6 +286,7 @@ impl Quantizer {
         let mapped = self.mapped(vectors, threads)?;
         Ok(match &self.code {
             Code::Product(pq) => pq.encode(&mapped, threads),
+            Code::Residual(residual) => residual.encode(&mapped, threads),
             Code::Int8(int8) => encode_rows(&mapped, self.bytes(), |x, code| int8.encode_row(x, code)),
             Code::Binary(binary) => encode_rows(&mapped, self.bytes(), |x, code| binary.encode_row(x, code)),
         })
@@ -299,10 +305,28 @@ impl Quantizer {
         Ok(vectors)
     }
 
+    /// The vectors [rows, input] that codes stand for, led back through the map. For a rotation these give the scores
+    /// that the mapped vectors give; other maps lose what they project away.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn reconstruct(&self, codes: &Codes) -> Result<Matrix, QuantizerError> {
+        let decoded = self.decode(codes)?;
+        let Some(map) = &self.map else { return Ok(decoded) };
+        let mut vectors = Matrix::zeros(decoded.rows(), map.input());
+        let sizes = Sizes { m: decoded.rows(), n: map.input(), k: map.output };
+        matmul::nn(sizes, decoded.data(), &map.weight, vectors.data_mut(), Write::Overwrite);
+        for row in 0..vectors.rows() {
+            vectors.row_mut(row).iter_mut().zip(&map.offset).for_each(|(x, offset)| *x += offset);
+        }
+        Ok(vectors)
+    }
+
     /// The mapped vector [dim] that a code stands for.
     pub fn decode_row(&self, code: &[u8], vector: &mut [f32]) {
         match &self.code {
             Code::Product(pq) => pq.decode_row(code, vector),
+            Code::Residual(residual) => residual.decode_row(code, vector),
             Code::Int8(int8) => int8.decode_row(code, vector),
             Code::Binary(binary) => binary.decode_row(code, vector),
         }
@@ -321,13 +345,14 @@ impl Quantizer {
     pub fn tables(&self, query: &[f32]) -> Option<Vec<f32>> {
         match &self.code {
             Code::Product(pq) => Some(pq.tables(query)),
+            Code::Residual(residual) => Some(residual.tables(query)),
             Code::Binary(binary) => Some(binary.tables(query)),
             Code::Int8(_) => None,
         }
     }
 
     /// Writes it as safetensors: `map.weight`, `map.offset`, `map.normalize`, and `pq.codebooks`
-    /// [subquantizers, 256, part], or `int8.offset` and `int8.scale`, or `binary.threshold` and `binary.scale`.
+    /// [subquantizers, 256, part], `residual.codebooks` [bytes, 256, dim], or `int8.offset` and `int8.scale`, or `binary.threshold` and `binary.scale`.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -344,6 +369,10 @@ impl Quantizer {
             Code::Product(pq) => {
                 let shape = vec![pq.subquantizers(), 256, pq.dim() / pq.subquantizers()];
                 tensors.push(("pq.codebooks", shape, Values::F32(pq.codebooks())));
+            }
+            Code::Residual(residual) => {
+                let shape = vec![residual.bytes(), 256, residual.dim()];
+                tensors.push(("residual.codebooks", shape, Values::F32(residual.codebooks())));
             }
             Code::Int8(int8) => {
                 tensors.push(("int8.offset", vec![int8.offset.len()], Values::F32(&int8.offset)));
@@ -385,6 +414,12 @@ impl Quantizer {
             Code::Product(
                 ProductQuantizer::new(subquantizers * part, subquantizers, codebooks).map_err(broken)?,
             )
+        } else if tensors.has("residual.codebooks") {
+            let (shape, codebooks) = tensors.f32("residual.codebooks")?;
+            let [_, 256, dim] = shape[..] else {
+                return Err(bad(format!("codebooks of shape {shape:?}, [bytes, 256, dim] is expected")));
+            };
+            Code::Residual(ResidualQuantizer::new(dim, codebooks).map_err(broken)?)
         } else if tensors.has("int8.scale") {
             let ((_, offset), (_, scale)) = (tensors.f32("int8.offset")?, tensors.f32("int8.scale")?);
             Code::Int8(Int8Quantizer { offset, scale })
@@ -394,7 +429,7 @@ impl Quantizer {
             Code::Binary(BinaryQuantizer { threshold, scale })
         };
         let even = match &code {
-            Code::Product(_) => true,
+            Code::Product(_) | Code::Residual(_) => true,
             Code::Int8(int8) => int8.offset.len() == int8.scale.len(),
             Code::Binary(binary) => binary.threshold.len() == binary.scale.len(),
         };
@@ -446,6 +481,8 @@ mod tests {
         let map = AffineMap::new(8, random(8, 10, 2).into_data(), vec![0.1; 10], true).unwrap();
         check(&Quantizer { map: None, code: pq(&vectors) });
         check(&Quantizer { code: pq(&map.apply(&random(300, 10, 3), 2)), map: Some(map) });
+        let residual = ResidualQuantizer::train(&vectors, 3, 1, 1).unwrap();
+        check(&Quantizer { map: None, code: Code::Residual(residual) });
         check(&Quantizer { map: None, code: Code::Int8(Int8Quantizer::train(&vectors).unwrap()) });
         check(&Quantizer { map: None, code: Code::Binary(BinaryQuantizer::train(&vectors).unwrap()) });
         let folder = tempfile::tempdir().unwrap();

@@ -78,6 +78,9 @@ pub(super) fn encoder_specs(config: &EncoderConfig) -> Vec<ParamSpec> {
         ("position", config.max_positions),
         ("token_type", config.token_types),
     ] {
+        if rows == 0 {
+            continue;
+        }
         let path = format!("embeddings.{name}_embeddings.weight");
         specs.push(ParamSpec::new(path, &[rows, hidden], ParamKind::Embedding));
     }
@@ -108,12 +111,16 @@ pub(super) fn encode_tokens(
     let device = &params.device;
     let ids: Vec<i64> = batch.ids.iter().map(|id| i64::from(*id)).collect();
     let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [rows, width]), device);
-    let positions: Vec<i64> = (0..width as i64).collect();
+    let first = config.first_position() as i64;
+    let positions: Vec<i64> = (first..first + width as i64).collect();
     let positions = Tensor::<2, Int>::from_data(TensorData::new(positions, [1, width]), device);
-    let types = Tensor::<2, Int>::from_data(TensorData::new(vec![0i64], [1, 1]), device);
 
     let table = |name: &str| params.table(&format!("embeddings.{name}_embeddings.weight"));
-    let places = embedding(table("position"), positions) + embedding(table("token_type"), types);
+    let mut places = embedding(table("position"), positions);
+    if config.token_types > 0 {
+        let types = Tensor::<2, Int>::from_data(TensorData::new(vec![0i64], [1, 1]), device);
+        places = places + embedding(table("token_type"), types);
+    }
     let states = embedding(table("word"), ids) + places;
     let states = params.layer_norm("embeddings.LayerNorm", states, config.layer_norm_epsilon);
     let mut states = drop_states(dropout, "embeddings", states, device);

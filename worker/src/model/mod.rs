@@ -9,9 +9,12 @@
 //! - [`init`]: initial parameters
 //! - [`weights`]: safetensors files; `storage`: single tensors of one file or of shards
 //! - [`pretrained`]: encoders from and to Hugging Face directories; `folder`: what else lies in them
+//! - [`stack`]: layers of a checkpoint behind its encoder
+//! - [`cross`]: cross-encoders, which score pairs of texts
 //! - [`probe`]: the numerics fingerprint
 
 mod config;
+mod cross;
 mod dropout;
 mod encoder;
 mod flat;
@@ -21,18 +24,21 @@ mod names;
 mod pretrained;
 mod probe;
 mod shape;
+mod stack;
 mod storage;
 mod tower;
 mod weights;
 
 pub use config::{ConfigError, EncoderConfig};
+pub use cross::{CrossEncoder, CrossError};
 pub use dropout::Dropout;
 pub use flat::{ParamEntry, ParamLayout};
 pub use folder::encoder_folder;
 pub use names::Architecture;
-pub use pretrained::{PretrainedError, load_encoder, save_encoder};
+pub use pretrained::{PretrainedError, load_encoder, load_retriever, save_encoder};
 pub use probe::probe;
 pub use shape::{Head, Input, Pooling, TowerConfig, TowerError};
+pub use stack::{Activation, Stack, StackLayer};
 pub use tower::{Batch, Forward, Tower};
 pub use weights::{FileDtype, WeightsError, read_parameters, write_parameters, write_safetensors};
 

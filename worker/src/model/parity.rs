@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::*;
-use crate::text::{TokenBatch, Tokenizer, plan_batches};
+use crate::export::model::{Chain, write_router, write_shared};
+use crate::text::{SpecialTokens, TokenBatch, Tokenizer, plan_batches};
 
 fn model_dir() -> PathBuf {
     std::env::var_os("RETORT_MINILM").expect("RETORT_MINILM names the model's directory").into()
@@ -89,4 +90,99 @@ fn speed() {
     let start = Instant::now();
     let print = probe(&Device::flex());
     eprintln!("probe {print} in {:.3} s", start.elapsed().as_secs_f64());
+}
+
+/// What `tests/parity/models.py` writes beside a model.
+#[derive(serde::Deserialize)]
+struct Wanted {
+    max_length: usize,
+    #[serde(default)]
+    texts: Vec<String>,
+    #[serde(default)]
+    vectors: Vec<Vec<f32>>,
+    #[serde(default)]
+    pooling: String,
+    #[serde(default)]
+    normalize: bool,
+    #[serde(default)]
+    pairs: Vec<(String, String)>,
+    #[serde(default)]
+    scores: Vec<f32>,
+}
+
+fn largest<'a>(found: impl Iterator<Item = (&'a f32, &'a f32)>) -> f32 {
+    found.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+#[ignore = "needs RETORT_MODELS, which tests/parity/models.py writes"]
+fn architectures_agree_with_transformers() {
+    let root = PathBuf::from(std::env::var_os("RETORT_MODELS").expect("RETORT_MODELS names a folder"));
+    let mut folders: Vec<_> = std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    assert!(!folders.is_empty());
+    for folder in folders {
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        let wanted: Wanted =
+            serde_json::from_slice(&std::fs::read(folder.join("reference.json")).unwrap()).unwrap();
+        let difference = if wanted.pairs.is_empty() {
+            check_retriever(&folder, &wanted)
+        } else {
+            check_cross(&folder, &wanted)
+        };
+        eprintln!("{name}: largest difference {difference:e}");
+        assert!(difference < 1e-5, "{name}");
+    }
+}
+
+fn check_cross(folder: &std::path::Path, wanted: &Wanted) -> f32 {
+    let cross = CrossEncoder::load(&folder.join("model"), &Device::flex()).unwrap();
+    let pairs: Vec<(&str, &str)> = wanted.pairs.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+    let scores = cross.score(&pairs, wanted.max_length, 2048).unwrap();
+    largest(scores.iter().zip(&wanted.scores))
+}
+
+/// Compares the vectors, and writes the model again as `export` with our vectors beside it.
+fn check_retriever(folder: &std::path::Path, wanted: &Wanted) -> f32 {
+    let source = folder.join("model");
+    let (encoder, params, stack) = load_retriever(&source).unwrap();
+    let pooling = if wanted.pooling == "cls" { Pooling::Cls } else { Pooling::Mean };
+    let settings = encoder_folder(&source).unwrap();
+    let tokenizer = Tokenizer::open(&settings, encoder.vocabulary_size).unwrap();
+    let pad = encoder.pad_token_id;
+    let ids = tokenizer.encode_all(&wanted.texts, wanted.max_length, 1).unwrap();
+    let input = Input::Tokens { encoder: encoder.clone(), pooling };
+    let tower = Tower::new(TowerConfig { input, head: Head::None }, &params, &Device::flex()).unwrap();
+    let rows: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
+    let mut vectors = stack.apply(tower.encode(&Batch::Tokens(TokenBatch::new(&rows, pad))).unwrap());
+    if wanted.normalize {
+        vectors.normalize_rows();
+    }
+    let ours: Vec<&[f32]> = (0..vectors.rows()).map(|row| vectors.row(row)).collect();
+    let export = folder.join("export");
+    let _ = std::fs::remove_dir_all(&export);
+    std::fs::create_dir_all(&export).unwrap();
+    let json = folder.join("tokenizer.json");
+    std::fs::write(&json, Tokenizer::json(&settings).unwrap()).unwrap();
+    let special = SpecialTokens::of_folder(&settings, &json).unwrap();
+    let chain = Chain {
+        encoder: &encoder,
+        params: &params,
+        pooling,
+        layers: stack.layers.clone(),
+        normalize: wanted.normalize,
+        tokenizer: &json,
+        special: &special,
+        max_tokens: wanted.max_length,
+    };
+    let ours = if folder.ends_with("dpr-question") {
+        // Both branches of the router are this model: the branches' own files are what is checked.
+        write_router(&export, &chain, &chain, ["", ""]).unwrap();
+        serde_json::json!({ "vectors": ours, "queries": ours })
+    } else {
+        write_shared(&export, &chain, ["", ""]).unwrap();
+        serde_json::json!({ "vectors": ours })
+    };
+    std::fs::write(folder.join("ours.json"), ours.to_string()).unwrap();
+    largest((0..vectors.rows()).flat_map(|row| vectors.row(row).iter().zip(&wanted.vectors[row])))
 }

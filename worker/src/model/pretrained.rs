@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::config::{ConfigError, EncoderConfig};
 use super::encoder::encoder_specs;
 use super::flat::ParamLayout;
-use super::folder::encoder_folder;
+use super::folder::{add_modules, checkpoint_stack, encoder_folder, is_behind};
+use super::stack::Stack;
 use super::storage::{TensorFiles, read_layout};
 use super::weights::{FileDtype, WeightsError, write_named};
 
@@ -30,27 +33,47 @@ pub fn load_encoder(
     dir: &Path,
     layers: Option<&[usize]>,
 ) -> Result<(EncoderConfig, Vec<f32>), PretrainedError> {
-    let (config, params) = load(dir)?;
+    let Loaded { config, params, .. } = load(dir, is_behind)?;
     match layers {
         Some(layers) => keep_layers(dir, config, &params, layers),
         None => Ok((config, params)),
     }
 }
 
-fn load(dir: &Path) -> Result<(EncoderConfig, Vec<f32>), PretrainedError> {
+/// [`load_encoder`] with the layers that the directory puts behind the pooled vector: sentence-transformers' Dense and
+/// LayerNorm modules, DPR's projection, ANCE's head.
+pub fn load_retriever(dir: &Path) -> Result<(EncoderConfig, Vec<f32>, Stack), PretrainedError> {
+    let Loaded { config, params, files, json } = load(dir, is_behind)?;
+    let width = config.hidden_size;
+    let mut stack = checkpoint_stack(&files, &json, width)?;
+    add_modules(dir, width, &mut stack)?;
+    Ok((config, params, stack))
+}
+
+/// An encoder with the files that it came from.
+pub(super) struct Loaded {
+    pub config: EncoderConfig,
+    pub params: Vec<f32>,
+    pub files: TensorFiles,
+    /// Its `config.json`, which may say more.
+    pub json: Value,
+}
+
+/// Loads an encoder; tensors that `aside` names are others' business.
+pub(super) fn load(dir: &Path, aside: impl Fn(&str) -> bool) -> Result<Loaded, PretrainedError> {
     let dir = encoder_folder(dir)?;
-    let config = EncoderConfig::read(&dir.join("config.json"))?;
+    let (config, json) = EncoderConfig::read_with_json(&dir.join("config.json"))?;
     let layout = ParamLayout::new(encoder_specs(&config));
     let architecture = config.architecture;
-    let rename = |name: &str| architecture.layout_name(name);
-    let params =
-        read_layout(&TensorFiles::open_folder(&dir)?, &layout, rename).map_err(|error| match error {
-            WeightsError::Missing { path, tensor } => {
-                WeightsError::Missing { path, tensor: architecture.file_name(&tensor) }
-            }
-            error => error,
-        })?;
-    Ok((config, params))
+    let rename = |name: &str| if aside(name) { None } else { architecture.layout_name(name) };
+    let files = TensorFiles::open_folder(&dir)?;
+    let params = read_layout(&files, &layout, rename).map_err(|error| match error {
+        WeightsError::Missing { path, tensor } => {
+            WeightsError::Missing { path, tensor: architecture.file_name(&tensor) }
+        }
+        error => error,
+    })?;
+    Ok(Loaded { config, params, files, json })
 }
 
 fn keep_layers(

@@ -27,7 +27,10 @@ pub enum TowerError {
         width: usize,
     },
     /// An encoder that cannot be computed yet.
-    #[error("encoders of architecture {found:?} cannot be computed; use one of BERT's architecture")]
+    #[error(
+        "encoders of architecture {found:?} cannot be computed: their bias by relative position is missing; use a \
+         model of type bert, roberta, xlm-roberta, distilbert or dpr"
+    )]
     Architecture {
         /// Which.
         found: Architecture,
@@ -149,7 +152,7 @@ impl TowerConfig {
             Input::Vectors { dim } => width("the input", *dim)?,
             Input::Tokens { encoder, .. } => {
                 encoder.validate()?;
-                if encoder.architecture != Architecture::Bert {
+                if encoder.architecture == Architecture::Mpnet {
                     return Err(TowerError::Architecture { found: encoder.architecture });
                 }
             }

@@ -206,3 +206,85 @@ pub(super) fn read_layout(
     }
     Ok(flat)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of this header and so many bytes of data.
+    fn bytes(header: &str, data: usize) -> Vec<u8> {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        bytes
+    }
+
+    fn check(result: Result<TensorFiles, WeightsError>, words: &[&str]) {
+        match result {
+            Ok(_) => assert!(words.is_empty(), "{words:?} were expected"),
+            Err(error) => {
+                let message = error.to_string();
+                assert!(!words.is_empty(), "{message}");
+                words.iter().for_each(|word| assert!(message.contains(word), "{message:?} lacks {word:?}"));
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_headers_are_refused_before_memory_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let one = |name: &str, shape: &str, offsets: &str| {
+            format!(r#""{name}":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}"#)
+        };
+        let file = |tensors: &[String], data: usize, words: &[&str]| {
+            std::fs::write(&path, bytes(&format!("{{{}}}", tensors.join(",")), data)).unwrap();
+            check(TensorFiles::open(&path), words);
+        };
+        let refused = ["model.safetensors", "damaged"];
+        file(&[one("a", "[2]", "[0,8]")], 8, &[]);
+        file(&[one("a", "[2]", "[0,8]"), one("b", "[1]", "[8,12]")], 12, &[]);
+        file(&[one("a", "[4294967296,4294967296]", "[0,8]")], 8, &refused);
+        file(&[one("a", "[2]", "[0,8]"), one("b", "[2]", "[4,12]")], 12, &refused);
+        file(&[one("a", "[2]", "[0,8]"), one("b", "[2]", "[12,20]")], 20, &refused);
+        file(&[one("a", "[4]", "[0,16]")], 8, &refused);
+        file(&[one("a", "[2]", "[0,8]")], 9, &refused);
+        file(&[one("a", "[1]", "[0,18446744073709551615]")], 8, &refused);
+        file(&[one("a", "[2]", "[8,0]")], 8, &refused);
+        for whole in [vec![0xff; 64], bytes("[]", 0), bytes("{", 4), vec![1, 2, 3]] {
+            std::fs::write(&path, whole).unwrap();
+            check(TensorFiles::open(&path), &refused);
+        }
+    }
+
+    #[test]
+    fn shards_are_one_model_and_their_index_is_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        let tensor =
+            |name: &str| format!(r#"{{"{name}":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#);
+        let write = |name: &str, text: Vec<u8>| std::fs::write(dir.path().join(name), text).unwrap();
+        let index = |map: &str| {
+            let text = format!(r#"{{"weight_map":{map}}}"#);
+            write("model.safetensors.index.json", text.into_bytes());
+        };
+        write("x.safetensors", bytes(&tensor("a"), 4));
+        write("y.safetensors", bytes(&tensor("b"), 4));
+        write("z.safetensors", bytes(&tensor("a"), 4));
+        index(r#"{"a":"x.safetensors","b":"y.safetensors"}"#);
+        let files = TensorFiles::open_folder(dir.path()).unwrap();
+        assert_eq!(files.read("b", &[1]).unwrap(), [0.0]);
+        assert!(files.read("c", &[1]).unwrap_err().to_string().contains("no tensor c"));
+        let wrong = files.read("a", &[2]).unwrap_err().to_string();
+        assert!(wrong.contains("x.safetensors") && wrong.contains("tensor a"), "{wrong}");
+        for (map, words) in [
+            (r#"{"a":"x.safetensors","b":"z.safetensors"}"#, ["tensor a", "two shards"]),
+            (r#"{"a":"x.safetensors","c":"y.safetensors"}"#, ["index.json", "no tensor c"]),
+            (r#"{"a":"../x.safetensors"}"#, ["index.json", "plain file"]),
+            (r#"{"a":"none.safetensors"}"#, ["none.safetensors", "cannot access"]),
+            (r#"{"a":3}"#, ["index.json", "plain file"]),
+        ] {
+            index(map);
+            check(TensorFiles::open_folder(dir.path()), &words);
+        }
+    }
+}

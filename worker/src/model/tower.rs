@@ -193,7 +193,7 @@ impl Tower {
                 }
             }
             (Input::Tokens { encoder, .. }, Batch::Tokens(tokens)) => {
-                let (width, positions) = (tokens.width, encoder.max_positions);
+                let (width, positions) = (tokens.width, encoder.max_tokens());
                 if width > positions {
                     return Err(TowerError::Length { width, positions });
                 }

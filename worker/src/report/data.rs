@@ -32,6 +32,17 @@ pub struct ReportData {
     pub training: Vec<Training>,
     /// The audits of the mined negatives, one for each mining.
     pub negatives: Vec<NegativesAudit>,
+    /// Records of the input files that could not be used.
+    pub bad_records: BadRecords,
+}
+
+/// Records of the input files that were skipped, as many as the spec allowed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadRecords {
+    /// How many.
+    pub count: u64,
+    /// File, line and reason of the first.
+    pub reasons: Vec<String>,
 }
 
 /// How passages are kept and where that came from.

@@ -1,7 +1,7 @@
 //! report.json: for programs. Keys come in a fixed order, so that equal reports are equal files; what is
 //! not finite is null.
 
-use super::data::{Comparison, Kind, NegativesAudit, ReportData, StageTime};
+use super::data::{BadRecords, Comparison, Kind, NegativesAudit, ReportData, StageTime};
 use super::summary;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -34,6 +34,7 @@ struct Document<'a> {
     stages: &'a [StageTime],
     training: Vec<TrainingDocument<'a>>,
     negatives: &'a [NegativesAudit],
+    bad_records: &'a BadRecords,
 }
 
 #[derive(Serialize)]
@@ -104,5 +105,6 @@ fn document(data: &ReportData) -> Document<'_> {
         stages: &data.stages,
         training: training.collect(),
         negatives: &data.negatives,
+        bad_records: &data.bad_records,
     }
 }

@@ -26,8 +26,8 @@ mod tests;
 
 pub use card::model_card;
 pub use data::{
-    Comparison, FilterCount, Histogram, Kind, NegativesAudit, Phase, ReportData, Row, Shortfall, StageTime,
-    StepPoint, SuspiciousNegative, Training,
+    BadRecords, Comparison, FilterCount, Histogram, Kind, NegativesAudit, Phase, ReportData, Row, Shortfall,
+    StageTime, StepPoint, SuspiciousNegative, Training,
 };
 pub use html::render_html;
 pub use json::render_json;

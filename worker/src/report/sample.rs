@@ -1,8 +1,8 @@
 //! A report with realistic numbers for tests and for the eye.
 
 use super::data::{
-    Comparison, FilterCount, Histogram, Kind, NegativesAudit, Phase, ReportData, Row, Shortfall, StageTime,
-    StepPoint, SuspiciousNegative, Training,
+    BadRecords, Comparison, FilterCount, Histogram, Kind, NegativesAudit, Phase, ReportData, Row, Shortfall,
+    StageTime, StepPoint, SuspiciousNegative, Training,
 };
 use std::collections::BTreeMap;
 
@@ -30,6 +30,7 @@ pub(super) fn sample() -> ReportData {
         row("codes-8", Kind::Quantised, Some(384), 8.0, None, [0.41, 0.751, 0.42]),
     ];
     ReportData {
+        bad_records: BadRecords { count: 2, reasons: vec!["psgs.tsv:7: 2 columns".to_owned()] },
         job: "0197f3c2-8d1e-7a44-9c0b-3f5a1d2e6b70".to_owned(),
         name: "wiki-minilm".to_owned(),
         spec_digest: "6f1d7c2b9a30e58841c7f2d0b6a95e3314cf8d27e0b1a6f5d4c3928170fe5ab9".to_owned(),

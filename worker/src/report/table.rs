@@ -18,9 +18,19 @@ pub fn render_table(data: &ReportData) -> String {
     let sentences: Vec<String> = summary::sentences(data).iter().map(|text| wrapped(text)).collect();
     let comparisons: Vec<String> =
         data.comparisons.iter().map(|test| line(&summary::comparison(test))).collect();
-    parts.extend([sentences.concat(), comparisons.concat(), stages(data)]);
+    parts.extend([sentences.concat(), comparisons.concat(), bad_records(data), stages(data)]);
     parts.retain(|part| !part.is_empty());
     parts.join("\n")
+}
+
+/// What was left out of the input, which may explain the figures.
+fn bad_records(data: &ReportData) -> String {
+    let bad = &data.bad_records;
+    if bad.count == 0 {
+        return String::new();
+    }
+    let reasons: String = bad.reasons.iter().map(|reason| line(&format!("  {reason}"))).collect();
+    line(&format!("{} of the input left out", format::counted(bad.count, "bad record"))) + &reasons
 }
 
 fn title(data: &ReportData) -> String {

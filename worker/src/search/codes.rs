@@ -319,24 +319,23 @@ fn offer<S: Simd>(
     Ok(())
 }
 
-/// Ranks each list again by the inner products of the mapped or whole questions with more precise vectors: `exact`
-/// gives the vectors of the listed rows, in their order.
+/// Ranks each list again by the inner products of the questions with more precise vectors: `exact` gives the vectors of the listed rows, in their order.
 ///
 /// # Errors
 /// When `exact` fails or dimensions do not fit.
-pub fn rerank<E: From<DenseError>>(
+pub fn rerank(
     queries: &Matrix,
     lists: &[Vec<Hit>],
     k: usize,
-    mut exact: impl FnMut(&[u64]) -> Result<Matrix, E>,
-) -> Result<Vec<Vec<Hit>>, E> {
+    mut exact: impl FnMut(&[u64]) -> Result<Matrix, String>,
+) -> Result<Vec<Vec<Hit>>, String> {
     let mut ranked = Vec::with_capacity(lists.len());
     for (query, hits) in lists.iter().enumerate() {
         let rows: Vec<u64> = hits.iter().map(|hit| hit.row).collect();
         let vectors = exact(&rows)?;
         let question = Matrix::new(1, queries.dim(), queries.row(query).to_vec());
         let mut top = TopK::new(1, rows.len());
-        Queries::new(&question).search(&vectors, 0, 1, &mut top)?;
+        Queries::new(&question).search(&vectors, 0, 1, &mut top).map_err(|error| error.to_string())?;
         let mut hits: Vec<Hit> = top.into_ranked().pop().unwrap_or_default();
         hits.iter_mut().for_each(|hit| hit.row = rows[hit.row as usize]);
         hits.sort_by(Hit::rank_order);
@@ -451,7 +450,7 @@ mod tests {
         let queries = random(4, 12, 2);
         let mut top = TopK::new(4, 300);
         CodeQueries::new(quantizer, &queries, 1).unwrap().search(&codes, 0, 1, &mut top).unwrap();
-        let exact = |rows: &[u64]| -> Result<Matrix, DenseError> {
+        let exact = |rows: &[u64]| {
             let data = rows.iter().flat_map(|row| vectors.row(*row as usize)).copied().collect();
             Ok(Matrix::new(rows.len(), 12, data))
         };

@@ -1,15 +1,18 @@
 //! What every task works with: artifacts in, scratch files, progress out.
 
+use crate::exchange::Exchange;
 use crate::model::Device;
+use crate::session::TaskContext;
 use crate::tables::{Judgement, PassageShard, QueryShard, TableError, read_judgements};
 use crate::vectors::{VectorError, VectorRows};
 use bytes::Bytes;
 use retort_common::artifact::{ArtifactError, ArtifactReader, Manifest};
-use retort_common::ids::JobId;
+use retort_common::ids::{JobId, WorkerId};
 use retort_common::store::StoreError;
 use retort_common::task::{ArtifactId, Table};
 use serde_json::Value;
 use std::path::PathBuf;
+use std::time::Duration;
 use tokio::runtime::Handle;
 
 /// A task that failed: what, where and what to do.
@@ -38,6 +41,9 @@ pub enum TaskError {
     /// An input that is not as it must be: file, place in it, and what to do.
     #[error("{0}")]
     Input(String),
+    /// A cohort or this worker's part in it is not as it must be.
+    #[error("cohort: {0}")]
+    Cohort(String),
     /// The coordinator asked to stop.
     #[error("stopped on request")]
     Stopped,
@@ -59,7 +65,8 @@ impl TaskError {
             TaskError::Artifact(ArtifactError::Disk { .. } | ArtifactError::Corrupt { .. })
             | TaskError::Table(TableError::Io { .. })
             | TaskError::Vectors(VectorError::Io { .. })
-            | TaskError::Scratch { .. } => true,
+            | TaskError::Scratch { .. }
+            | TaskError::Cohort(_) => true,
             _ => false,
         }
     }
@@ -111,6 +118,37 @@ pub struct Workbench<'a> {
     pub runtime: Handle,
     /// The encoder used last, loaded.
     pub encoders: &'a super::embed::EncoderCache,
+    /// The worker's place among others that compute the task, where they may.
+    pub seat: Option<Seat<'a>>,
+}
+
+/// What a task for a cohort needs of its worker.
+pub struct Seat<'a> {
+    /// The line to the coordinator, who names generations.
+    pub context: &'a TaskContext,
+    /// Who this is.
+    pub worker: WorkerId,
+    /// The exchange with peers; none where the worker has none.
+    pub exchange: Option<Exchange>,
+    /// How long to go on without the coordinator.
+    pub orphan_limit: Duration,
+}
+
+impl Seat<'_> {
+    /// Whether the coordinator names generations for this task.
+    pub fn is_in_cohort(&self) -> bool {
+        self.context.control().borrow().generation.is_some()
+    }
+
+    /// Whether the cohort goes on without this worker until it says that it is ready.
+    pub fn stands_by(&self) -> bool {
+        self.context
+            .control()
+            .borrow()
+            .generation
+            .as_ref()
+            .is_some_and(|generation| generation.members.is_empty())
+    }
 }
 
 impl Workbench<'_> {

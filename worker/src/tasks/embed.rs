@@ -4,7 +4,7 @@ use super::bench::{Content, Produced, TaskError, VECTORS, Workbench};
 use super::input::{model_folder, tokenizer_file};
 use super::student::{Student, TOKENIZER};
 use crate::matrix::Matrix;
-use crate::model::{Batch, Head, Input, Pooling, Tower, TowerConfig, load_encoder};
+use crate::model::{Batch, Head, Input, Pooling, Stack, Tower, TowerConfig, load_retriever};
 use crate::text::{TokenBatch, Tokenizer, plan_batches};
 use crate::vectors::{read_vectors, write_vectors};
 use retort_common::ids::Digest;
@@ -16,6 +16,8 @@ use std::sync::{Arc, Mutex};
 /// An encoder ready to use.
 pub struct LoadedEncoder {
     tower: Tower,
+    /// What its checkpoint puts behind it.
+    stack: Stack,
     tokenizer: Tokenizer,
     pad_token_id: u32,
 }
@@ -56,16 +58,16 @@ pub fn pooling(pooling: spec::Pooling) -> Result<Pooling, TaskError> {
 }
 
 fn load(bench: &Workbench<'_>, encoder: &Encoder) -> Result<LoadedEncoder, TaskError> {
-    let (config, params, tokenizer) = match encoder {
+    let (config, params, stack, tokenizer) = match encoder {
         Encoder::Files { files, pooling: kind } => {
             let folder = model_folder(bench, files)?;
-            let (encoder, params) = load_encoder(&folder, None).map_err(TaskError::input)?;
+            let (encoder, params, stack) = load_retriever(&folder).map_err(TaskError::input)?;
             let input = Input::Tokens { encoder, pooling: pooling(*kind)? };
-            (TowerConfig { input, head: Head::None }, params, tokenizer_file(bench, &folder)?)
+            (TowerConfig { input, head: Head::None }, params, stack, tokenizer_file(bench, &folder)?)
         }
         Encoder::Student { student } => {
             let Student { shape, params, .. } = Student::load(bench, student)?;
-            (shape.tower, params, bench.part(student, TOKENIZER)?)
+            (shape.tower, params, Stack::default(), bench.part(student, TOKENIZER)?)
         }
     };
     let Input::Tokens { encoder, .. } = &config.input else {
@@ -74,7 +76,7 @@ fn load(bench: &Workbench<'_>, encoder: &Encoder) -> Result<LoadedEncoder, TaskE
     let (vocabulary, pad) = (encoder.vocabulary_size, encoder.pad_token_id);
     let tokenizer = Tokenizer::load(&tokenizer, vocabulary).map_err(TaskError::input)?;
     let tower = Tower::new(config, &params, &bench.device).map_err(TaskError::input)?;
-    Ok(LoadedEncoder { tower, tokenizer, pad_token_id: pad })
+    Ok(LoadedEncoder { tower, stack, tokenizer, pad_token_id: pad })
 }
 
 /// One shard of texts through an encoder.
@@ -99,13 +101,13 @@ pub fn embed(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
         .encode_all(&strings, input.max_tokens as usize, bench.threads)
         .map_err(TaskError::input)?;
     let lengths: Vec<_> = tokens.iter().map(|ids| ids.len() as u32).collect();
-    let mut vectors = Matrix::zeros(tokens.len(), loaded.tower.config().dim());
+    let mut vectors = Matrix::zeros(tokens.len(), loaded.stack.dim(loaded.tower.config().dim()));
     let mut done = 0;
     for batch in plan_batches(&lengths, *batch_tokens as usize) {
         bench.go_on()?;
         let rows: Vec<_> = batch.iter().map(|row| tokens[*row].as_slice()).collect();
         let padded = Batch::Tokens(TokenBatch::new(&rows, loaded.pad_token_id));
-        let output = loaded.tower.encode(&padded).map_err(TaskError::input)?;
+        let output = loaded.stack.apply(loaded.tower.encode(&padded).map_err(TaskError::input)?);
         for (at, row) in batch.iter().enumerate() {
             vectors.row_mut(*row).copy_from_slice(output.row(at));
         }

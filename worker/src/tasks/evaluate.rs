@@ -6,6 +6,7 @@ use super::search::load_ranking;
 use crate::metrics::answers::AnswerText;
 use crate::metrics::metric::{GradedRanking, Metric};
 use crate::search::topk::Hit;
+use crate::tables::NO_PASSAGE;
 use retort_common::task::{Table, Task};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -71,9 +72,20 @@ pub fn evaluate(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskErro
         let mut grades = BTreeMap::<u64, BTreeMap<u64, i32>>::new();
         for judgement in bench.judgements(queries, std::slice::from_ref(set))? {
             let grade = i32::try_from(judgement.grade).unwrap_or(i32::MAX);
-            grades.entry(judgement.query).or_default().insert(judgement.passage, grade);
+            let judged = grades.entry(judgement.query).or_default();
+            if judgement.passage != NO_PASSAGE {
+                judged.insert(judgement.passage, grade);
+            }
         }
-        figures.sets.insert(set.clone(), set_figures(&grades, &lists, metrics, &wanted, &first_hits));
+        let own = set_figures(&grades, &lists, metrics, &wanted, &first_hits);
+        if own.means.is_empty() {
+            let metrics = metrics.join(", ");
+            return Err(TaskError::Input(format!(
+                "none of {metrics} is defined on set {set:?}: questions that are judged by answers alone have \
+                 accuracy@k only, and those without answers have not; correct evaluate.metrics"
+            )));
+        }
+        figures.sets.insert(set.clone(), own);
     }
     let means: BTreeMap<_, _> = figures.sets.iter().map(|(set, figures)| (set, &figures.means)).collect();
     let meta = json!({ "means": means });
@@ -93,6 +105,8 @@ fn set_figures(
         let values: Option<Vec<f64>> = grades
             .iter()
             .map(|(query, judged)| match metric {
+                // Nor are the others where one is judged by its answers alone.
+                Wanted::Judged(_) if judged.is_empty() => None,
                 Wanted::Judged(metric) => {
                     let hits = lists.get(query).map(Vec::as_slice).unwrap_or_default();
                     let ranked = hits.iter().map(|hit| judged.get(&hit.row).copied().unwrap_or(0));

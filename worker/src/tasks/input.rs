@@ -4,24 +4,18 @@
 use super::bench::{TaskError, Workbench};
 use crate::model::encoder_folder;
 use crate::text::Tokenizer;
-use flate2::bufread::MultiGzDecoder;
 use retort_common::ids::{Digest, Hasher};
 use retort_common::model::modules::is_inside;
 use retort_common::spec::inputs::{InputFile, ModelFiles};
 use retort_common::store::Location;
 use std::cell::RefCell;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-/// Longest line of a text input.
-const LINE_BYTES: u64 = 16 << 20;
-/// How every gzip file begins.
-const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
-
 /// The error for a file that is not the one that was submitted.
-fn changed(file: &InputFile) -> TaskError {
+pub fn changed(file: &InputFile) -> TaskError {
     TaskError::Input(format!(
         "{}: changed since the job was submitted; restore it, or submit the job again to use the new contents",
         file.url
@@ -84,60 +78,6 @@ impl Read for HashingFile {
 fn open(path: &Path, file: &InputFile) -> Result<HashingFile, TaskError> {
     let handle = File::open(path).map_err(|error| read_error(file, &error))?;
     Ok(HashingFile { file: handle, hasher: Rc::default() })
-}
-
-/// Calls `each` with the number (from 1) and the bytes of every line of a plain or gzipped file, and verifies the
-/// file at the end. An error of `each` is passed on; the file's digest is checked first where it can be, since a
-/// changed file explains most bad lines.
-pub fn for_each_line(
-    bench: &Workbench<'_>,
-    file: &InputFile,
-    mut each: impl FnMut(u64, &[u8]) -> Result<(), TaskError>,
-) -> Result<(), TaskError> {
-    let location = Location::parse(&file.url)?;
-    let path = match location.local_path() {
-        Some(path) => path,
-        None => fetch(bench, file, &location)?,
-    };
-    let raw = open(&path, file)?;
-    let hasher = Rc::clone(&raw.hasher);
-    let mut buffered = BufReader::with_capacity(1 << 20, raw);
-    let start = buffered.fill_buf().map_err(|error| read_error(file, &error))?;
-    let gzipped = start.starts_with(&GZIP_MAGIC);
-    let mut lines: Box<dyn BufRead> =
-        if gzipped { Box::new(BufReader::new(MultiGzDecoder::new(buffered))) } else { Box::new(buffered) };
-    let (mut number, mut line) = (0, Vec::new());
-    loop {
-        line.clear();
-        number += 1;
-        let hint = if gzipped { "; the compressed file is damaged or truncated: fetch it again" } else { "" };
-        let place = |error: std::io::Error| TaskError::Input(format!("{}:{number}: {error}{hint}", file.url));
-        if lines.by_ref().take(LINE_BYTES).read_until(b'\n', &mut line).map_err(place)? == 0 {
-            break;
-        }
-        if line.len() as u64 == LINE_BYTES {
-            let message = format!("{}:{number}: the line is longer than {LINE_BYTES} bytes", file.url);
-            return Err(TaskError::Input(message));
-        }
-        while line.last().is_some_and(|byte| *byte == b'\n' || *byte == b'\r') {
-            line.pop();
-        }
-        let content = if number == 1 { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line) } else { &line };
-        if content.is_empty() {
-            continue;
-        }
-        if let Err(error) = each(number, content) {
-            // A file that changed explains a bad line better than the line itself.
-            std::io::copy(&mut lines, &mut std::io::sink()).map_err(|error| read_error(file, &error))?;
-            drop(lines);
-            verify(&hasher, file)?;
-            return Err(error);
-        }
-    }
-    // A gzip reader may stop before the end of the file; the digest is of the whole of it.
-    std::io::copy(&mut lines, &mut std::io::sink()).map_err(|error| read_error(file, &error))?;
-    drop(lines);
-    verify(&hasher, file)
 }
 
 /// A folder with the model's files under their own names, each verified.

@@ -2,14 +2,15 @@
 
 use super::bench::{Content, Produced, TaskError, Workbench};
 use super::search::load_ranking;
+use super::shard::GIVEN;
 use crate::metrics::answers::{Answer, AnswerText};
 use crate::mining::{Audit, Candidate, Hooks, MiningSpec, Query, Sampling, SuspiciousCase};
 use crate::report::SuspiciousNegative;
 use crate::search::topk::Hit;
-use crate::tables::{NegativeRow, write_negatives};
+use crate::tables::{NegativeRow, read_negatives, write_negatives};
 use crate::vectors::VectorRows;
 use retort_common::ids::Digest;
-use retort_common::spec::MiningSampling;
+use retort_common::spec::{AnswerRule, MiningSampling};
 use retort_common::task::{Table, Task};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -27,10 +28,13 @@ const SUSPICIOUS_CASES: usize = 50;
 
 /// Hard negatives for every training question.
 pub fn mine(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
-    let Task::Mine { runs, queries, passages, sets, teacher, mining, seed } = task else {
+    let Task::Mine { runs, given, queries, passages, sets, teacher, mining, seed } = task else {
         unreachable!("called with its own task")
     };
-    let lists = runs.iter().map(|run| load_ranking(bench, run)).collect::<Result<Vec<_>, _>>()?;
+    let mut lists = runs.iter().map(|run| load_ranking(bench, run)).collect::<Result<Vec<_>, _>>()?;
+    if *given {
+        lists.insert(0, given_lists(bench, queries)?);
+    }
     let positives = known_positives(bench, queries, sets)?;
     let spec = MiningSpec {
         rank_from: mining.from_rank as usize - 1,
@@ -88,6 +92,19 @@ pub fn mine(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
         "short_queries": audit.short_queries, "missing": audit.missing,
     });
     Ok(Produced { parts, meta })
+}
+
+/// Negatives that the training files bring along, in their order, as a ranked list.
+fn given_lists(bench: &Workbench<'_>, queries: &Table) -> Result<BTreeMap<u64, Vec<Hit>>, TaskError> {
+    let mut lists = BTreeMap::<u64, Vec<Hit>>::new();
+    for row in read_negatives(&bench.part(&queries.artifact, GIVEN)?)? {
+        lists.entry(row.query).or_default().push(Hit { row: row.passage, score: row.score as f32 });
+    }
+    if lists.is_empty() {
+        let message = "mining.from names \"given\", and the training sets bring no negatives; leave it out";
+        return Err(TaskError::Input(message.to_owned()));
+    }
+    Ok(lists)
 }
 
 /// Relevant passages of every question of some sets, in rising order of rows.
@@ -238,11 +255,13 @@ fn text_digest(text: &str) -> u128 {
 /// The accepted answers of every question that has some.
 pub fn answers(bench: &Workbench<'_>, queries: &Table) -> Result<HashMap<u64, Vec<Answer>>, TaskError> {
     let mut accepted = HashMap::new();
+    let rule = bench.manifest(&queries.artifact)?.meta["answers"].clone();
+    let make = if rule == json!(AnswerRule::Regex) { Answer::pattern } else { Answer::text };
     for shard in 0..queries.shards {
         let shard = bench.queries(queries, shard)?;
         for (row, answers) in (shard.first_row..).zip(shard.answers) {
             if !answers.is_empty() {
-                accepted.insert(row, answers.iter().map(|answer| Answer::text(answer)).collect());
+                accepted.insert(row, answers.iter().map(|answer| make(answer)).collect());
             }
         }
     }

@@ -2,10 +2,11 @@
 //!
 //! - [`Workbench`]: what every task works with
 //! - [`input`]: files outside the store, verified while they are read
-//! - [`shard`], [`embed`], [`fit`], [`search`], [`mine`], [`order`], [`train`], [`evaluate`], [`export`],
-//!   [`report`]: the tasks themselves
+//! - [`shard`], [`embed`], [`fit`], [`baseline`], [`quantize`], [`search`], [`mine`], [`order`], [`train`],
+//!   [`evaluate`], [`export`], [`report`]: the tasks themselves
 //! - [`student`]: a trained student as an artifact
 
+pub(crate) mod baseline;
 mod bench;
 mod embed;
 mod evaluate;
@@ -14,6 +15,7 @@ pub(crate) mod fit;
 mod input;
 pub(crate) mod mine;
 mod order;
+mod quantize;
 mod report;
 pub(crate) mod search;
 mod shard;
@@ -21,7 +23,7 @@ mod student;
 mod train;
 
 pub(crate) use bench::VECTORS;
-pub use bench::{Content, Produced, Progress, TaskError, Workbench};
+pub use bench::{Content, Produced, Progress, Seat, TaskError, Workbench};
 pub use embed::EncoderCache;
 
 use retort_common::task::Task;
@@ -36,6 +38,10 @@ pub fn run(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
             embed::project(bench, student, vectors, *normalize)
         }
         Task::FitPca { vectors, .. } => fit::pca(bench, vectors),
+        Task::FitQuantizer { .. } => quantize::fit(bench, task),
+        Task::FitBaseline { .. } => baseline::fit(bench, task),
+        Task::Encode { quantizer, vectors, .. } => baseline::encode(bench, quantizer, vectors),
+        Task::Quantize { .. } => quantize::quantize(bench, task),
         Task::FitBm25 { passages } => fit::bm25(bench, passages),
         Task::Search { .. } => search::search(bench, task),
         Task::Merge { runs, depth } => search::merge(bench, runs, *depth),

@@ -63,7 +63,9 @@ pub struct StepRows {
 
 /// Writes the rows of a phase.
 pub fn order(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
-    let Task::Order { data, queries, passages, sets, batch, length, span, tokens, seed, .. } = task else {
+    let Task::Order { data, queries, passages, sets, batch, length, span, tokens, seed, unlabelled, .. } =
+        task
+    else {
         unreachable!("called with its own task")
     };
     let positives = known_positives(bench, queries, sets)?;
@@ -77,7 +79,10 @@ pub fn order(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
     }
     let total = match length {
         PhaseLength::Steps(steps) => u64::from(*steps),
-        PhaseLength::Epochs(epochs) => (epochs * rows as f64 / f64::from(*batch)).ceil().max(1.0) as u64,
+        PhaseLength::Epochs(epochs) => {
+            let labelled = f64::from(batch.saturating_sub(*unlabelled).max(1));
+            (epochs * rows as f64 / labelled).ceil().max(1.0) as u64
+        }
     };
     // A part of a phase has the rows that the whole phase has at its steps.
     let (start, end) =
@@ -85,7 +90,12 @@ pub fn order(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
     let steps = end.saturating_sub(start);
     let batch = u64::from(*batch);
     let width = source.width();
+    let mix = Mix { batch, unlabelled: u64::from(*unlabelled) };
     let order = |position: u64| {
+        let position = match mix.place(position) {
+            Place::Labelled(position) => position,
+            Place::Unlabelled(place) => return source.unlabelled(place, position),
+        };
         let (epoch, at) = (position / rows, position % rows);
         let row = Permutation::new(rows, *seed, epoch).row(at).expect("the position lies within the epoch");
         source.row(row, epoch, position)
@@ -122,12 +132,37 @@ fn part_name(part: u64) -> String {
     format!("{part:06}.safetensors")
 }
 
+/// How rows without labels stand among the others: evenly, so that every microbatch has its share.
+#[derive(Clone, Copy)]
+struct Mix {
+    batch: u64,
+    unlabelled: u64,
+}
+
+/// A row's number among its own kind.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    Labelled(u64),
+    Unlabelled(u64),
+}
+
+impl Mix {
+    fn place(self, position: u64) -> Place {
+        let (step, slot) = (position / self.batch, position % self.batch);
+        let before = slot * self.unlabelled / self.batch;
+        match (slot + 1) * self.unlabelled / self.batch > before {
+            true => Place::Unlabelled(step * self.unlabelled + before),
+            false => Place::Labelled(step * (self.batch - self.unlabelled) + slot - before),
+        }
+    }
+}
+
 /// What the rows of a phase are drawn from.
 enum Source {
     /// Every passage, then every training question.
     Texts { passages: u64, queries: Vec<u64> },
     /// Training questions with their positives and negatives.
-    Questions { rows: Vec<Question>, negatives: usize, samples: Samples },
+    Questions { rows: Vec<Question>, negatives: usize, samples: Samples, passages: Samples, mixed: bool },
 }
 
 /// Passages drawn from the whole corpus: seeded permutations of it, one after the other.
@@ -165,7 +200,9 @@ impl Source {
         task: &Task,
         positives: BTreeMap<u64, Vec<u64>>,
     ) -> Result<(Self, serde_json::Value), TaskError> {
-        let Task::Order { negatives, negatives_per_row, corpus_samples, passages, seed, .. } = task else {
+        let Task::Order { negatives, negatives_per_row, corpus_samples, passages, seed, unlabelled, .. } =
+            task
+        else {
             unreachable!("called with its own task")
         };
         let mut mined = BTreeMap::<u64, Vec<u64>>::new();
@@ -189,7 +226,10 @@ impl Source {
         let counts = json!({ "questions": rows.len(), "short_of_negatives": short });
         // Another seed than the order's own, which permutes the questions.
         let samples = Samples { per_row: u64::from(*corpus_samples), passages: passages.rows, seed: !*seed };
-        Ok((Source::Questions { rows, negatives: wanted, samples }, counts))
+        // A row without labels takes its question from here, and what stands for its positive and its negatives.
+        let own = Samples { per_row: 2 + wanted as u64, passages: passages.rows, seed: seed.rotate_left(32) };
+        let mixed = *unlabelled > 0;
+        Ok((Source::Questions { rows, negatives: wanted, samples, passages: own, mixed }, counts))
     }
 
     fn len(&self) -> u64 {
@@ -211,10 +251,20 @@ impl Source {
     fn variety(&self) -> u64 {
         match self {
             Source::Texts { .. } => 1,
-            Source::Questions { samples, .. } if samples.per_row > 0 => u64::MAX,
+            Source::Questions { samples, mixed, .. } if *mixed || samples.per_row > 0 => u64::MAX,
             Source::Questions { rows, negatives, .. } => {
                 let longest = rows.iter().map(|row| row.negatives.len().max(row.positives.len())).max();
                 longest.unwrap_or(1).max(1) as u64 * (*negatives).max(1) as u64
+            }
+        }
+    }
+
+    /// A row whose question is a passage and whose candidates are all drawn from the corpus.
+    fn unlabelled(&self, place: u64, position: u64) -> (Vec<TextRow>, Vec<u64>) {
+        match self {
+            Source::Texts { .. } => unreachable!("the spec's check keeps single texts without a mix"),
+            Source::Questions { samples, passages, .. } => {
+                (passages.at(place).chain(samples.at(position)).collect(), Vec::new())
             }
         }
     }
@@ -226,7 +276,7 @@ impl Source {
             Source::Texts { passages, queries } => {
                 (vec![TextRow::Query(queries[(at - passages) as usize])], Vec::new())
             }
-            Source::Questions { rows, negatives, samples } => {
+            Source::Questions { rows, negatives, samples, .. } => {
                 let question = &rows[at as usize];
                 let turn = |list: &[u64], n: u64| list[(n % list.len() as u64) as usize];
                 let positive = turn(&question.positives, epoch);
@@ -421,5 +471,27 @@ impl<'a> OrderReader<'a> {
                 .map_or_else(Vec::new, |(ids, ends)| cells.map(|at| ids[range(ends, at)].to_vec()).collect()),
             known_positives: rows.map(|at| part.known[range(&part.known_ends, at)].to_vec()).collect(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_without_labels_are_spread_evenly_and_none_is_left_out() {
+        for (batch, unlabelled) in [(8, 0), (8, 4), (8, 3), (7, 6), (256, 100)] {
+            let mix = Mix { batch, unlabelled };
+            let places: Vec<_> = (0..3 * batch).map(|position| mix.place(position)).collect();
+            let numbers =
+                |wanted: fn(&Place) -> Option<u64>| places.iter().filter_map(wanted).collect::<Vec<_>>();
+            let labelled = numbers(|place| if let Place::Labelled(at) = place { Some(*at) } else { None });
+            let others = numbers(|place| if let Place::Unlabelled(at) = place { Some(*at) } else { None });
+            assert_eq!(labelled, (0..3 * (batch - unlabelled)).collect::<Vec<_>>());
+            assert_eq!(others, (0..3 * unlabelled).collect::<Vec<_>>());
+            let half =
+                places[..batch as usize / 2].iter().filter(|place| matches!(place, Place::Unlabelled(_)));
+            assert!(half.count().abs_diff(unlabelled as usize / 2) <= 1);
+        }
     }
 }

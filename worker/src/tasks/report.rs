@@ -8,8 +8,8 @@ use crate::export::catalog::{CATALOG, Catalog, CatalogRow};
 use crate::metrics::significance::randomization_test;
 use crate::mining::{Audit, GapHistogram};
 use crate::report::{
-    Comparison, FilterCount, Histogram, Kind, NegativesAudit, Phase, ReportData, Row, Shortfall, StageTime,
-    Training, model_card, render_html, render_json, render_table,
+    BadRecords, Comparison, FilterCount, Histogram, Kind, NegativesAudit, Phase, ReportData, Row, Shortfall,
+    StageTime, Training, model_card, render_html, render_json, render_table,
 };
 use retort_common::task::{ArtifactId, ReportRow, Task};
 use serde_json::json;
@@ -82,7 +82,7 @@ fn catalog(task: &Task, data: &ReportData, chosen: &[usize]) -> Result<Catalog, 
         queries: sources.queries.clone(),
         train: sources.train.clone(),
         judged: dev.iter().chain(test).cloned().collect(),
-        negatives: negatives.clone(),
+        negatives: negatives.first().map(|(_, artifact)| artifact.clone()),
         rows: rows.iter().zip(chosen).map(row).collect(),
         cards: students.map(|row| (row.name.clone(), model_card(data, &row.name))).collect(),
     })
@@ -100,7 +100,17 @@ fn copy(bench: &Workbench<'_>, artifact: &ArtifactId, folder: &str, prefix: &str
 /// Everything the report says, and which variant of each row it reports.
 fn gather(bench: &Workbench<'_>, task: &Task) -> Result<(ReportData, Vec<usize>), TaskError> {
     let Task::Report {
-        job, name, spec_digest, rows, training, negatives, stages, dev, test, metrics, ..
+        job,
+        name,
+        spec_digest,
+        rows,
+        training,
+        negatives,
+        stages,
+        sources,
+        dev,
+        test,
+        metrics,
     } = task
     else {
         unreachable!("called with its own task")
@@ -129,7 +139,7 @@ fn gather(bench: &Workbench<'_>, task: &Task) -> Result<(ReportData, Vec<usize>)
         dev: dev.clone(),
         test: test.clone(),
         metrics: metrics.clone(),
-        comparisons: comparisons(&report_rows, &figures, test, &deciding)?,
+        comparisons: comparisons(&report_rows, &figures, (dev.as_slice(), test.as_slice()), &deciding)?,
         rows: report_rows,
         stages: stages
             .iter()
@@ -148,6 +158,7 @@ fn gather(bench: &Workbench<'_>, task: &Task) -> Result<(ReportData, Vec<usize>)
             .iter()
             .map(|(source, artifact)| negatives_audit(bench, source, artifact))
             .collect::<Result<_, _>>()?,
+        bad_records: bad_records(bench, [&sources.passages.artifact, &sources.queries.artifact])?,
     };
     Ok((data, chosen))
 }
@@ -181,16 +192,23 @@ fn report_row(row: &ReportRow, figures: &Figures, variant: usize) -> Result<Row,
     })
 }
 
-/// Every student against PCA at its own dimensions, by paired randomisation on every test set.
+/// Every student against PCA at its own dimensions and against the best baseline of the same or fewer bytes, by paired
+/// randomisation on every test set. The best is chosen on dev, where there is such a set.
 fn comparisons(
     rows: &[Row],
     figures: &[Figures],
-    test: &[String],
+    (dev, test): (&[String], &[String]),
     metric: &str,
 ) -> Result<Vec<Comparison>, TaskError> {
     let mut comparisons = Vec::new();
     for (student, own) in rows.iter().zip(figures).filter(|(row, _)| row.kind.is_student()) {
-        let same = |row: &Row| row.kind == Kind::Pca && row.dim == student.dim;
+        let sets = if dev.is_empty() { test } else { dev };
+        let mean = |row: &Row| sets.iter().filter_map(|set| row.metric(set, metric)).sum::<f64>();
+        let no_larger =
+            |row: &&Row| row.kind.is_baseline() && row.bytes_per_passage <= student.bytes_per_passage;
+        let best = rows.iter().filter(no_larger).max_by(|a, b| mean(a).total_cmp(&mean(b)));
+        let is_best = |row: &Row| best.is_some_and(|best| best.name == row.name);
+        let same = |row: &Row| (row.kind == Kind::Pca && row.dim == student.dim) || is_best(row);
         for (baseline, theirs) in rows.iter().zip(figures).filter(|(row, _)| same(row)) {
             for set in test {
                 let values = |figures: &Figures| figures.sets.get(set)?.values.get(metric).cloned();
@@ -209,6 +227,18 @@ fn comparisons(
         }
     }
     Ok(comparisons)
+}
+
+/// What the tables' manifests say of records that were left out.
+fn bad_records(bench: &Workbench<'_>, tables: [&ArtifactId; 2]) -> Result<BadRecords, TaskError> {
+    let mut bad = BadRecords::default();
+    for table in tables {
+        let meta = bench.manifest(table)?.meta;
+        bad.count += meta["bad_records"].as_u64().unwrap_or(0);
+        let reasons = meta["bad_record_reasons"].as_array().into_iter().flatten();
+        bad.reasons.extend(reasons.filter_map(|reason| reason.as_str().map(str::to_owned)));
+    }
+    Ok(bad)
 }
 
 fn training_curves(

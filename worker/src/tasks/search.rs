@@ -1,11 +1,13 @@
 //! Questions against the corpus: exact top-k over some shards, and the merging of such lists.
 
+use super::baseline::{self, reduction_map};
 use super::bench::{Content, Produced, RANKING, TaskError, VECTORS, Workbench};
-use super::fit::{bm25_texts, load_pca, load_statistics};
-use crate::fit::pca::Pca;
+use super::fit::{bm25_texts, load_statistics};
+use crate::fit::AffineMap;
 use crate::matrix::Matrix;
 use crate::search::bm25::{Bm25, ShardIndex};
-use crate::search::dense::search_block;
+use crate::search::codes::{CodeQueries, rerank};
+use crate::search::dense::Queries;
 use crate::search::topk::{Hit, TopK};
 use crate::tables::{read_rankings, write_rankings};
 use crate::vectors::read_vectors;
@@ -26,15 +28,18 @@ pub fn search(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError>
         Retriever::Dense { queries, passages, reduce } => {
             dense(bench, &rows, queries, passages, reduce.as_ref(), &mut top)?;
         }
+        Retriever::Codes { .. } => codes(bench, &rows, retriever, &mut top)?,
         Retriever::Bm25 { .. } => bm25(bench, &rows, queries, retriever, &mut top)?,
     }
     finish(bench, &rows.into_iter().zip(top.into_ranked()).collect::<Vec<_>>())
 }
 
 /// Applies a reduction; none leaves vectors as they are.
-fn reduced(vectors: Matrix, reduce: Option<(&Pca, &PcaReduction)>) -> Result<Matrix, TaskError> {
-    let Some((pca, reduction)) = reduce else { return Ok(vectors) };
-    pca.project(&vectors, reduction.dim as usize, true, reduction.renormalize).map_err(TaskError::input)
+fn reduced(vectors: Matrix, reduce: Option<&AffineMap>, threads: usize) -> Matrix {
+    match reduce {
+        Some(map) => map.apply(&vectors, threads),
+        None => vectors,
+    }
 }
 
 fn dense(
@@ -45,15 +50,53 @@ fn dense(
     reduce: Option<&PcaReduction>,
     top: &mut TopK,
 ) -> Result<(), TaskError> {
-    let pca = reduce.map(|reduction| load_pca(bench, &reduction.pca)).transpose()?;
-    let reduce = pca.as_ref().zip(reduce);
-    let queries = reduced(bench.vector_rows(queries)?.gather(rows)?, reduce)?;
+    let reduce = reduce.map(|reduction| reduction_map(bench, reduction)).transpose()?;
+    let queries = reduced(bench.vector_rows(queries)?.gather(rows)?, reduce.as_ref(), bench.threads);
+    let queries = Queries::new(&queries);
     for (at, shard) in passages.iter().enumerate() {
         bench.go_on()?;
         let first_row = bench.manifest(shard)?.meta["first_row"].as_u64().unwrap_or(0);
-        let vectors = reduced(read_vectors(&bench.part(shard, VECTORS)?)?, reduce)?;
-        search_block(&queries, &vectors, first_row, bench.threads, top).map_err(TaskError::input)?;
+        let vectors = read_vectors(&bench.part(shard, VECTORS)?)?;
+        let vectors = reduced(vectors, reduce.as_ref(), bench.threads);
+        queries.search(&vectors, first_row, bench.threads, top).map_err(TaskError::input)?;
         bench.progress.progress(at as u64 + 1, passages.len() as u64, "");
+    }
+    Ok(())
+}
+
+fn codes(
+    bench: &Workbench<'_>,
+    rows: &[u64],
+    retriever: &Retriever,
+    top: &mut TopK,
+) -> Result<(), TaskError> {
+    let Retriever::Codes { queries, quantizer, codes, hamming, rerank: second } = retriever else {
+        unreachable!("called with its own retriever")
+    };
+    let quantizer = baseline::load(bench, quantizer)?;
+    let queries = bench.vector_rows(queries)?.gather(rows)?;
+    let prepare = if *hamming { CodeQueries::hamming } else { CodeQueries::new };
+    let prepared = prepare(&quantizer, &queries, bench.threads).map_err(TaskError::input)?;
+    let k = top.k();
+    let depth = second.as_ref().map_or(k, |second| k.max(second.depth as usize));
+    let mut first = TopK::new(rows.len(), depth);
+    for (at, shard) in codes.iter().enumerate() {
+        bench.go_on()?;
+        let (first_row, shard) = baseline::load_codes(bench, shard)?;
+        prepared.search(&shard, first_row, bench.threads, &mut first).map_err(TaskError::input)?;
+        bench.progress.progress(at as u64 + 1, codes.len() as u64, "");
+    }
+    let Some(second) = second else {
+        *top = first;
+        return Ok(());
+    };
+    let passages = bench.vector_rows(&second.passages)?;
+    let exact = |rows: &[u64]| passages.gather(rows).map_err(|error| error.to_string());
+    let lists = rerank(&queries, &first.into_ranked(), k, exact).map_err(TaskError::Input)?;
+    for (query, hits) in lists.into_iter().enumerate() {
+        for hit in hits {
+            top.push(query, hit).map_err(TaskError::input)?;
+        }
     }
     Ok(())
 }

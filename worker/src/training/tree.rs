@@ -4,19 +4,111 @@
 //! below its number of leaves, so that every aligned block of 2^k leaves is a subtree. Floating-point addition is
 //! not associative; fixing the tree fixes the bits.
 
+use std::ops::Range;
+
+/// In which format sums travel, and so where they are rounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wire {
+    /// Nothing is rounded.
+    #[default]
+    F32,
+    /// Every node at or above a level, the root included, is rounded to the nearest bf16 (ties to even), whether or
+    /// not it crosses the wire. So the bits do not depend on who held what; no deal may cut a block of that level.
+    Bf16 {
+        /// Blocks of 2^level microbatches are the lowest nodes that are rounded.
+        level: u32,
+    },
+}
+
+impl Wire {
+    /// Microbatches that must not be dealt to different members.
+    pub fn block(self) -> u32 {
+        match self {
+            Self::F32 => 1,
+            Self::Bf16 { level } => 1 << level.min(30),
+        }
+    }
+
+    /// Bytes of a value.
+    pub fn value_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 { .. } => 2,
+        }
+    }
+
+    /// Whether the sum of a node of a tree with so many leaves is rounded: it is made of whole blocks.
+    pub fn rounds(self, node: &Range<u32>, leaves: u32) -> bool {
+        let whole = |at: u32| at.is_multiple_of(self.block());
+        self != Self::F32 && whole(node.start) && (whole(node.end) || node.end == leaves)
+    }
+
+    /// Rounds a node's sum where it must be.
+    pub fn round(self, node: &Range<u32>, leaves: u32, sum: &mut [f32]) {
+        if self.rounds(node, leaves) {
+            sum.iter_mut().for_each(|value| *value = f32::from_bits(u32::from(to_bf16(*value)) << 16));
+        }
+    }
+}
+
+/// The nearest bf16, ties to even; its bits are the upper half of an f32's. NaN stays NaN.
+pub fn to_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+    // Rounding could carry a NaN's bits into another number.
+    let bits = if value.is_nan() { bits | 0x0040_0000 } else { rounded };
+    (bits >> 16) as u16
+}
+
+/// Where a node's right child begins.
+pub fn split(node: &Range<u32>) -> u32 {
+    node.start + (node.end - node.start).next_power_of_two() / 2
+}
+
+/// The largest nodes within a range of the leaves, from left to right: what the range's owner can sum alone.
+pub fn subtrees(range: Range<u32>, leaves: u32) -> Vec<Range<u32>> {
+    let mut found = Vec::new();
+    let mut open = vec![0..leaves];
+    while let Some(node) = open.pop() {
+        if node.is_empty() || node.end <= range.start || range.end <= node.start {
+            continue;
+        }
+        if range.start <= node.start && node.end <= range.end {
+            found.push(node);
+        } else {
+            let middle = split(&node);
+            open.extend([middle..node.end, node.start..middle]);
+        }
+    }
+    found
+}
+
 /// Sums vectors that arrive in leaf order, holding one partial sum a level.
 #[derive(Debug, Default)]
 pub struct TreeSum {
-    /// Complete subtrees from left to right with their numbers of leaves, which fall strictly.
-    partial: Vec<(u64, Vec<f32>)>,
+    /// The next leaf.
+    next: u32,
+    /// Leaves of the whole tree.
+    leaves: u32,
+    wire: Wire,
+    /// Complete subtrees from left to right; their numbers of leaves fall strictly.
+    partial: Vec<(Range<u32>, Vec<f32>)>,
 }
 
 impl TreeSum {
+    /// The sum of one node of a tree with so many leaves.
+    pub fn of(node: &Range<u32>, leaves: u32, wire: Wire) -> Self {
+        Self { next: node.start, leaves, wire, partial: Vec::new() }
+    }
+
     /// Adds the next leaf.
-    pub fn push(&mut self, leaf: Vec<f32>) {
-        self.partial.push((1, leaf));
-        while let [.., (left, _), (right, _)] = self.partial[..]
-            && left == right
+    pub fn push(&mut self, mut leaf: Vec<f32>) {
+        let node = self.next..self.next + 1;
+        self.next += 1;
+        self.wire.round(&node, self.leaves, &mut leaf);
+        self.partial.push((node, leaf));
+        while let [.., (left, _), (right, _)] = &self.partial[..]
+            && left.len() == right.len()
         {
             self.join();
         }
@@ -31,11 +123,11 @@ impl TreeSum {
     }
 
     fn join(&mut self) {
-        if let (Some((right_leaves, right)), Some((left_leaves, left))) =
-            (self.partial.pop(), self.partial.last_mut())
+        if let (Some((right_node, right)), Some((node, left))) = (self.partial.pop(), self.partial.last_mut())
         {
             left.iter_mut().zip(right).for_each(|(a, b)| *a += b);
-            *left_leaves += right_leaves;
+            node.end = right_node.end;
+            self.wire.round(node, self.leaves, left);
         }
     }
 }
@@ -45,22 +137,73 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn definition(leaves: &[f32]) -> f32 {
-        match leaves {
-            [one] => *one,
+    fn definition(node: Range<u32>, leaves: &[f32], wire: Wire) -> f32 {
+        let sum = match node.len() {
+            1 => leaves[node.start as usize],
             _ => {
-                let split = leaves.len().next_power_of_two() / 2;
-                definition(&leaves[..split]) + definition(&leaves[split..])
+                let middle = split(&node);
+                definition(node.start..middle, leaves, wire) + definition(middle..node.end, leaves, wire)
             }
-        }
+        };
+        let mut sum = [sum];
+        wire.round(&node, leaves.len() as u32, &mut sum);
+        sum[0]
+    }
+
+    fn wires() -> impl Strategy<Value = Wire> {
+        prop_oneof![Just(Wire::F32), (0u32..4).prop_map(|level| Wire::Bf16 { level })]
     }
 
     proptest! {
         #[test]
-        fn the_running_sum_follows_the_definition(leaves in proptest::collection::vec(-1e3f32..1e3, 1..70)) {
-            let mut sum = TreeSum::default();
-            leaves.iter().for_each(|leaf| sum.push(vec![*leaf]));
-            prop_assert_eq!(sum.finish().unwrap()[0].to_bits(), definition(&leaves).to_bits());
+        fn the_running_sum_follows_the_definition(
+            values in proptest::collection::vec(-1e3f32..1e3, 1..70),
+            wire in wires(),
+            (from, to) in (0u32..70, 0u32..70),
+        ) {
+            let leaves = values.len() as u32;
+            for node in subtrees(from.min(to)..from.max(to).min(leaves), leaves).into_iter().chain([0..leaves]) {
+                let mut sum = TreeSum::of(&node, leaves, wire);
+                values[node.start as usize..node.end as usize].iter().for_each(|leaf| sum.push(vec![*leaf]));
+                prop_assert_eq!(sum.finish().unwrap()[0].to_bits(), definition(node, &values, wire).to_bits());
+            }
         }
+
+        #[test]
+        fn subtrees_cover_a_range_and_are_maximal(leaves in 1u32..300, from in 0u32..300, to in 0u32..300) {
+            let range = from.min(to)..from.max(to).min(leaves);
+            let found = subtrees(range.clone(), leaves);
+            let covered: Vec<u32> = found.iter().cloned().flatten().collect();
+            prop_assert_eq!(covered, range.collect::<Vec<_>>());
+            // Two neighbours that are one node's children would not be maximal.
+            for pair in found.windows(2) {
+                let parent = pair[0].start..pair[1].end;
+                prop_assert!(subtrees(parent.clone(), leaves) != vec![parent], "{pair:?}");
+            }
+        }
+
+        #[test]
+        fn bf16_is_the_nearest(bits in any::<u32>()) {
+            let value = f32::from_bits(bits);
+            prop_assume!(value.is_finite());
+            let near = |half: u16| f64::from(f32::from_bits(u32::from(half) << 16));
+            let half = to_bf16(value);
+            let distance = |half: u16| (near(half) - f64::from(value)).abs();
+            if near(half).is_finite() {
+                for other in [half.wrapping_sub(1), half.wrapping_add(1)] {
+                    let tie = distance(other) == distance(half) && half & 1 == 0;
+                    prop_assert!(!near(other).is_finite() || distance(other) > distance(half) || tie);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_default_sum_is_of_a_whole_tree_in_f32() {
+        let mut sum = TreeSum::default();
+        [1e8, 1.0, -1e8, 1.0].iter().for_each(|leaf| sum.push(vec![*leaf]));
+        assert_eq!(sum.finish(), Some(vec![(1e8f32 + 1.0) + (-1e8f32 + 1.0)]));
+        assert_eq!(TreeSum::default().finish(), None);
+        assert!(f32::from_bits(u32::from(to_bf16(f32::from_bits(0x7fff_ffff))) << 16).is_nan());
     }
 }

@@ -1,9 +1,7 @@
 //! The report and its rows.
 
 use super::{Base, PlanError, Planner, Trained};
-use retort_common::task::{
-    ArtifactId, DenseSource, PcaReduction, ReportRow, ReportSources, RowVariant, Task, VectorSet,
-};
+use retort_common::task::{ArtifactId, DenseSource, ReportRow, ReportSources, RowVariant, Task, VectorSet};
 use std::collections::BTreeMap;
 
 impl Planner<'_, '_> {
@@ -23,21 +21,6 @@ impl Planner<'_, '_> {
         let dim = dim.and_then(|dim| u32::try_from(dim).ok());
         let bytes_per_passage = dim.map_or(0.0, |dim| 4.0 * f64::from(dim));
         ReportRow { name: name.to_owned(), kind: kind.to_owned(), dim, bytes_per_passage, variants, export }
-    }
-
-    pub(super) fn pca_row(&mut self, base: &Base, pca: &ArtifactId, dim: u32) -> ReportRow {
-        let spec = self.context.spec;
-        let name = format!("pca-{dim}");
-        let mut variants = Vec::new();
-        for (variant, renormalize) in [("centred", false), ("renormalised", true)] {
-            let reduce = PcaReduction { pca: pca.clone(), dim, renormalize };
-            let sets = spec.sets.judged();
-            let run = self.search_dense(base, &base.teacher, Some(&reduce), &sets, spec.evaluate.depth);
-            let dense = DenseSource { vectors: base.teacher.clone(), reduce: Some(reduce) };
-            variants.push(self.variant(base, &name, variant, run, Some(dense)));
-        }
-        let bytes_per_passage = 4.0 * f64::from(dim);
-        ReportRow { name, kind: "pca".to_owned(), dim: Some(dim), bytes_per_passage, variants, export: None }
     }
 
     pub(super) fn bm25_row(&mut self, base: &Base) -> ReportRow {

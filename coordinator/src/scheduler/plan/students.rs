@@ -29,7 +29,8 @@ impl Planner<'_, '_> {
         let last = phases.last().cloned().ok_or_else(missing)?;
         let vectors = self.student_vectors(base, student, &last);
         let export = self.export_student(student, &last);
-        Ok(Trained { phases, last, kind: student.kind, vectors, export, negatives })
+        let export = Some(export);
+        Ok(Trained { phases, last, kind: student.kind, vectors, export, bytes: None, negatives })
     }
 
     /// Trains one phase and gives its last artifact. A phase that mines anew is trained part after part; part k + 2
@@ -100,7 +101,8 @@ impl Planner<'_, '_> {
         let spec = self.context.spec;
         let vectors = self.student_vectors(base, student, part);
         let run = self.search_dense(base, &vectors, None, &spec.sets.train, spec.mining.depth);
-        self.mine_runs(base, vec![run], derived_seed(spec.seed, &format!("mine {}", student.name), number))
+        let seed = derived_seed(spec.seed, &format!("mine {}", student.name), number);
+        self.mine_runs(base, vec![run], false, seed)
     }
 
     pub(super) fn start(
@@ -123,6 +125,7 @@ impl Planner<'_, '_> {
                 let dim = student.dim.ok_or_else(|| missing("dim"))?;
                 StudentStart::Head { input, dim, hidden: student.hidden, init }
             }
+            StudentKind::Quantised => return Err(missing("dim")),
             StudentKind::Encoder => StudentStart::Encoder {
                 files: self.model_files(student).clone(),
                 layers: student.layers.clone(),
@@ -171,6 +174,7 @@ impl Planner<'_, '_> {
             negatives: negatives.filter(|_| mined).cloned(),
             negatives_per_row: if mined { phase.negatives } else { 0 },
             corpus_samples: phase.corpus_samples,
+            unlabelled: (phase.unlabelled * f64::from(phase.batch)).round() as u32,
             batch: phase.batch,
             length,
             span,
@@ -189,7 +193,7 @@ impl Planner<'_, '_> {
         let inputs = self.context.inputs;
         let normalize = self.normalizes();
         match student.kind {
-            StudentKind::Head => {
+            StudentKind::Head | StudentKind::Quantised => {
                 let mut project = |vectors: &ArtifactId| {
                     self.add(Task::Project {
                         student: last.clone(),
@@ -250,7 +254,7 @@ fn spans(phase: &PhaseSpec) -> Vec<Option<Span>> {
 }
 
 /// The earlier head student of that name.
-fn head<'t>(
+pub(super) fn head<'t>(
     student: &StudentSpec,
     name: &str,
     earlier: &'t BTreeMap<&str, Trained>,

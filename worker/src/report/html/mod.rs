@@ -31,6 +31,7 @@ pub fn render_html(data: &ReportData) -> String {
         tables::comparisons(data),
         curves::section(data),
         negatives::section(data),
+        tables::bad_records(data),
         tables::stages(data),
     ]
     .concat();

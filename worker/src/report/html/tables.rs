@@ -2,7 +2,7 @@
 
 use super::super::data::{ReportData, Row};
 use super::super::{format, summary};
-use super::{escape, marks};
+use super::{escape, escape_short, marks};
 
 /// Differences with a smaller p-value are marked.
 const SIGNIFICANT: f64 = 0.05;
@@ -171,4 +171,19 @@ pub(super) fn bar(share: f64) -> String {
          <rect class=\"fill\" width=\"{:.2}\" height=\"10\"/></svg>",
         share.clamp(0.0, 1.0) * 100.0
     )
+}
+
+/// Records of the input files that were left out.
+pub fn bad_records(data: &ReportData) -> String {
+    let bad = &data.bad_records;
+    if bad.count == 0 {
+        return String::new();
+    }
+    let items: String = bad
+        .reasons
+        .iter()
+        .map(|reason| format!("<li><code>{}</code></li>", escape_short(reason, 300)))
+        .collect();
+    let count = format::counted(bad.count, "bad record");
+    format!("<section><h2>Input</h2><p>{count} left out.</p><ul>{items}</ul></section>")
 }

@@ -3,7 +3,7 @@
 use super::super::bench::{Content, Produced, TaskError, Workbench};
 use super::super::search::load_ranking;
 use crate::metrics::run::{RankedDocument, Run};
-use crate::tables::Judgement;
+use crate::tables::{Judgement, NO_PASSAGE};
 use retort_common::task::Task;
 use serde_json::json;
 use std::collections::{BTreeSet, HashMap};
@@ -15,13 +15,15 @@ pub fn run(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
     };
     let lists = load_ranking(bench, run)?;
     let judgements = bench.judgements(queries, sets)?;
+    let is_judged = |judgement: &&Judgement| judgement.passage != NO_PASSAGE;
     let asked = judgements.iter().map(|judgement| judgement.query).collect();
     let query_ids = ids(bench, queries.shards, &asked, |shard| {
         let shard = bench.queries(queries, shard)?;
         Ok((shard.first_row, shard.ids))
     })?;
     let found = lists.values().flatten().map(|hit| hit.row);
-    let found = found.chain(judgements.iter().map(|judgement| judgement.passage)).collect();
+    let judged = judgements.iter().filter(is_judged).map(|judgement| judgement.passage);
+    let found = found.chain(judged).collect();
     let passage_ids = ids(bench, passages.shards, &found, |shard| {
         let shard = bench.passages(passages, shard)?;
         Ok((shard.first_row, shard.ids))
@@ -40,7 +42,7 @@ pub fn run(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
         let mut bytes = Vec::new();
         exported.write_trec(&format!("{name}.{set}.trec"), name, &mut bytes).map_err(TaskError::input)?;
         parts.push((format!("runs/{name}.{set}.trec"), Content::Bytes(bytes.into())));
-        let lines = own.iter().map(|judgement| {
+        let lines = own.iter().copied().filter(is_judged).map(|judgement| {
             let (query, passage) = (&query_ids[&judgement.query], &passage_ids[&judgement.passage]);
             format!("{query} 0 {passage} {}\n", judgement.grade)
         });

@@ -1,13 +1,15 @@
-//! A student through one phase of training.
+//! A student through one phase of training, by one worker or by a cohort of them.
 //!
-//! One worker computes every microbatch, but the mathematics is that of a cohort: vectors of the whole batch are
-//! gathered before the loss, gradients are taken one microbatch at a time (GradCache, Gao et al. 2021,
-//! arXiv 2101.06983), and summed in the canonical tree.
+//! Vectors of the whole batch are gathered before the loss, gradients are taken one microbatch at a time (GradCache,
+//! Gao et al. 2021, arXiv 2101.06983), and summed in the canonical tree. Who computes which microbatch changes no bit.
 //!
 //! - `start`: the student before the first step
 //! - `objective`: the loss, optimiser and schedule that the settings ask for
-//! - `trainer`: the steps
+//! - `trainer`: one step
+//! - `generations`: steps from one change of the cohort's membership to the next; `cohort`: its members
 
+mod cohort;
+mod generations;
 mod objective;
 mod start;
 #[cfg(test)]
@@ -15,20 +17,21 @@ mod tests;
 mod trainer;
 
 use super::bench::{Content, Produced, TaskError, Workbench};
-use super::order::OrderReader;
-use super::student::{CURVE, SHAPE, STATE, StudentShape, TOKENIZER, WEIGHTS};
+use super::order::{OrderReader, StepRows};
+use super::student::{CURVE, SHAPE, STATE, StudentShape, TOKENIZER, WEIGHTS, curve};
 use crate::model::{FileDtype, Tower, write_parameters};
-use crate::training::checkpoint::Checkpoints;
-use crate::vectors::{Values, write_tensors};
+use crate::training::checkpoint::{Checkpoint, Checkpoints, InFlight, weights_sha256};
+use crate::vectors::{Tensors, Values, write_tensors};
+use cohort::Standing;
+use generations::Course;
 use objective::{LossDims, PhaseLoss, optimizer, schedule};
-use retort_common::ids::Digest;
-use retort_common::task::{ProjectionStart, StudentStart, Task};
+use retort_common::task::{ArtifactId, ProjectionStart, StudentStart, Task};
 use serde_json::json;
 use start::{begin, pad_token_id, scale_projection};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
-use trainer::{Trainer, Vectors};
+use trainer::{CachedVectors, Trainer};
 
 /// Trains a student through a phase.
 pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
@@ -36,64 +39,120 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
         unreachable!("called with its own task")
     };
     bench.encoders.clear();
-    let (shape, mut params, tokenizer) = begin(bench, start, *normalize, *seed)?;
     let mut reader = OrderReader::open(bench, order)?;
-    if let StudentStart::Encoder { dim: Some(_), init, .. } = start
-        && *init != ProjectionStart::Random
-        && *normalize
-    {
-        scale_projection(bench, &shape.tower, &mut params, &reader.step(0)?)?;
-    }
-    let signal_vectors = Rc::new(Vectors::open(bench, signal)?);
+    let (shape, mut params, tokenizer) = student(bench, task, &mut || reader.step(0))?;
+    let signal_vectors = Rc::new(CachedVectors::open(bench, signal)?);
     let inputs = match inputs {
         // A head's own input is mostly its signal, too: its files are opened once.
         Some(set) if set == signal => Some(Rc::clone(&signal_vectors)),
-        Some(set) => Some(Rc::new(Vectors::open(bench, set)?)),
+        Some(set) => Some(Rc::new(CachedVectors::open(bench, set)?)),
         None => None,
     };
     let signal = signal_vectors;
     let tower = Tower::new(shape.tower.clone(), &params, &bench.device).map_err(TaskError::input)?;
     // The order holds the rows of this part of the phase; steps are counted over all of it.
     let first = span.map_or(0, |span| u64::from(span.first));
-    let end = first + reader.steps;
-    let steps = span.map_or(reader.steps, |span| u64::from(span.total));
-    let dims = LossDims { student: shape.tower.dim(), signal: signal.dim(), width: reader.width, steps };
+    let (end, total) = (first + reader.steps, span.map_or(reader.steps, |span| u64::from(span.total)));
+    let dims =
+        LossDims { student: shape.tower.dim(), signal: signal.dim(), width: reader.width, steps: total };
     let phase_loss = PhaseLoss::new(loss, phase, *normalize, dims)?;
-    params.extend(phase_loss.initial(*seed));
+    let loss_parameters = phase_loss.initial(*seed);
+    params.extend_from_slice(&loss_parameters);
     let mut trainer = Trainer {
         bench,
         phase,
         optimizer: optimizer(tower.layout(), &phase_loss, phase),
         loss: phase_loss,
         seed: *seed,
-        schedule: schedule(phase, steps),
+        schedule: schedule(phase, total),
         inputs,
         signal,
         pad_token_id: pad_token_id(&shape.tower),
         tower,
         params,
         curve: Vec::new(),
+        weights_digest: None,
     };
-    if let StudentStart::Continue { student } = start {
-        trainer.take_over(student, first)?;
+    let initial = || initial_state(bench, task, &loss_parameters, first);
+    if matches!(start, StudentStart::Continue { .. }) {
+        trainer.restore(initial()?)?;
     }
-    let checkpoints = Checkpoints::new(bench, task.id());
-    let mut step = trainer.resume(&checkpoints)?.unwrap_or(first);
-    while step < end {
-        if bench.progress.stopped() {
-            trainer.save(&checkpoints, step)?;
-            return Err(TaskError::Stopped);
-        }
-        trainer.step(step, &reader.step(step - first)?)?;
-        step += 1;
-        let loss = trainer.curve.last().map_or(f64::NAN, |point| point.loss);
-        let detail = format!("step {step}/{steps}, loss {loss:.4}");
-        bench.progress.progress(step - first, end - first, &detail);
-        if step % u64::from(phase.checkpoint_every) == 0 && step < end {
-            trainer.save(&checkpoints, step)?;
-        }
-    }
+    let mut course = Course {
+        bench,
+        trainer,
+        reader,
+        checkpoints: Checkpoints::new(bench, task.id(), 1),
+        in_flight: InFlight::default(),
+        initial: &initial,
+        first,
+        end,
+        total,
+        step: first,
+        standing: Standing::default(),
+        leads: true,
+    };
+    course.run()?;
+    let Course { trainer, step, .. } = course;
     finish(bench, task, &shape, tokenizer, trainer, step)
+}
+
+/// The student before its first step: its shape, parameters and tokenizer.
+fn student(
+    bench: &Workbench<'_>,
+    task: &Task,
+    first: &mut dyn FnMut() -> Result<StepRows, TaskError>,
+) -> Result<(StudentShape, Vec<f32>, Option<PathBuf>), TaskError> {
+    let Task::Train { start, normalize, seed, .. } = task else { unreachable!("called with its own task") };
+    let (shape, mut params, tokenizer) = begin(bench, start, *normalize, *seed)?;
+    if let StudentStart::Encoder { dim: Some(_), init, .. } = start
+        && *init != ProjectionStart::Random
+        && *normalize
+    {
+        scale_projection(bench, &shape.tower, &mut params, &first()?)?;
+    }
+    Ok((shape, params, tokenizer))
+}
+
+/// The state before the first step, made anew.
+fn initial_state(
+    bench: &Workbench<'_>,
+    task: &Task,
+    loss_parameters: &[f32],
+    step: u64,
+) -> Result<Checkpoint, TaskError> {
+    let Task::Train { start, order, .. } = task else { unreachable!("called with its own task") };
+    let mut first = || OrderReader::open(bench, order)?.step(0);
+    let (_, mut params, _) = student(bench, task, &mut first)?;
+    if let StudentStart::Continue { student } = start {
+        return taken_over(bench, student, params, loss_parameters.len(), step);
+    }
+    params.extend_from_slice(loss_parameters);
+    let moments = vec![0.0; params.len()];
+    let (first_moment, second_moment) = (moments.clone(), moments);
+    Ok(Checkpoint { step, params, first_moment, second_moment, curve: Vec::new() })
+}
+
+/// The state that the part of the phase before this one ended with, `step` steps after the phase began.
+fn taken_over(
+    bench: &Workbench<'_>,
+    part: &ArtifactId,
+    mut params: Vec<f32>,
+    loss_parameters: usize,
+    step: u64,
+) -> Result<Checkpoint, TaskError> {
+    let state = Tensors::read(&bench.part(part, STATE)?)?;
+    let read = |name: &str, wanted: usize| {
+        let (_, values) = state.f32(name)?;
+        if values.len() == wanted {
+            return Ok(values);
+        }
+        let found = values.len();
+        Err(TaskError::Input(format!("{part}: {name} has {found} values, {wanted} are needed")))
+    };
+    params.extend(read("loss_parameters", loss_parameters)?);
+    let (first_moment, second_moment) =
+        (read("first_moment", params.len())?, read("second_moment", params.len())?);
+    Ok(Checkpoint { step, params, first_moment, second_moment, curve: curve(bench, part)? })
 }
 
 fn finish(
@@ -108,8 +167,7 @@ fn finish(
     let (params, loss_parameters) = trainer.params.split_at(trainer.tower_len());
     write_parameters(&path, trainer.tower.layout(), params, FileDtype::F32, &BTreeMap::new())
         .map_err(TaskError::input)?;
-    let flat: Vec<u8> = params.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let weights_sha256 = Digest::of(&flat);
+    let weights_sha256 = weights_sha256(params);
     let json = |value: serde_json::Result<Vec<u8>>| value.map(Into::into).map_err(TaskError::input);
     let mut parts = vec![
         (SHAPE.to_owned(), Content::Bytes(json(serde_json::to_vec_pretty(shape))?)),
@@ -121,7 +179,8 @@ fn finish(
         let (first, second) = trainer.optimizer.moments();
         let tensors =
             [("first_moment", first), ("loss_parameters", loss_parameters), ("second_moment", second)];
-        write_tensors(&path, &tensors.map(|(name, values)| (name, vec![values.len()], Values::F32(values))))?;
+        let tensors = tensors.map(|(name, values)| (name, vec![values.len()], Values::F32(values)));
+        write_tensors(&path, &tensors)?;
         parts.push((STATE.to_owned(), Content::File(path)));
     }
     parts.extend(tokenizer.map(|path| (TOKENIZER.to_owned(), Content::File(path))));

@@ -131,6 +131,7 @@ impl Fixture {
             progress: &Quiet,
             runtime: self.runtime.handle().clone(),
             encoders: &encoders,
+            seat: None,
         };
         let Produced { parts, meta } = train(&bench, &task).unwrap();
         let curve = parts.iter().find(|(name, _)| name == "curve.json");

@@ -2,7 +2,7 @@
 
 use super::super::bench::{TaskError, Workbench};
 use super::super::order::{StepRows, TextRow};
-use super::super::student::{STATE, curve};
+use super::cohort::{Broken, Membership, Standing};
 use super::objective::PhaseLoss;
 use crate::losses::{self, Outcome, Teacher};
 use crate::matrix::Matrix;
@@ -10,23 +10,28 @@ use crate::model::{Batch, Dropout, Forward, Tower};
 use crate::optimizer::{AdamW, Schedule, clip_global_norm};
 use crate::report::StepPoint;
 use crate::text::TokenBatch;
-use crate::training::checkpoint::{Checkpoint, Checkpoints};
-use crate::training::tree::TreeSum;
-use crate::vectors::{Tensors, VectorRows};
+use crate::training::checkpoint::Checkpoint;
+use crate::training::digest::digest;
+use crate::training::tree::{TreeSum, Wire, subtrees};
+use crate::vectors::VectorRows;
+use bytes::Bytes;
+use retort_common::ids::WorkerId;
 use retort_common::spec::PhaseSpec;
-use retort_common::task::{ArtifactId, VectorSet};
+use retort_common::task::VectorSet;
+use std::ops::Range;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 /// The shortest text in a padded batch has at least this share of the longest one's tokens.
 const LEAST_FILL: f64 = 0.6;
 
 /// Cached vectors of both sides.
-pub(super) struct Vectors {
+pub(super) struct CachedVectors {
     queries: VectorRows,
     passages: VectorRows,
 }
 
-impl Vectors {
+impl CachedVectors {
     pub(super) fn open(bench: &Workbench<'_>, set: &VectorSet) -> Result<Self, TaskError> {
         Ok(Self { queries: bench.vector_rows(&set.queries)?, passages: bench.vector_rows(&set.passages)? })
     }
@@ -57,14 +62,23 @@ pub(super) struct Trainer<'a> {
     pub(super) seed: u64,
     pub(super) optimizer: AdamW,
     pub(super) schedule: Schedule,
-    pub(super) inputs: Option<Rc<Vectors>>,
-    pub(super) signal: Rc<Vectors>,
+    pub(super) inputs: Option<Rc<CachedVectors>>,
+    pub(super) signal: Rc<CachedVectors>,
     pub(super) pad_token_id: u32,
     pub(super) tower: Tower,
     /// The tower's parameters, and the loss's own behind them.
     pub(super) params: Vec<f32>,
     pub(super) curve: Vec<StepPoint>,
+    /// Of the current weights, once it was asked for.
+    pub(super) weights_digest: Option<u64>,
 }
+
+/// Rounds of exchange within a step: vectors come after what a generation begins with.
+pub(super) const STEP_ROUND: u32 = 3;
+
+/// What members of a cohort say before their vectors: whether a generation waits for the end of the step, and the
+/// digest of the weights that the vectors come from.
+const HEADER_BYTES: usize = 9;
 
 impl Trainer<'_> {
     /// Number of the tower's own parameters.
@@ -72,47 +86,54 @@ impl Trainer<'_> {
         self.tower.layout().len()
     }
 
-    /// Goes on where the part of the phase before this one ended, after `step` steps.
-    pub(super) fn take_over(&mut self, part: &ArtifactId, step: u64) -> Result<(), TaskError> {
-        let state = Tensors::read(&self.bench.part(part, STATE)?)?;
-        let read = |name: &str, wanted: usize| {
-            let (_, values) = state.f32(name)?;
-            if values.len() == wanted {
-                return Ok(values);
-            }
-            let found = values.len();
-            Err(TaskError::Input(format!("{part}: {name} has {found} values, {wanted} are needed")))
-        };
-        let (len, all) = (self.tower_len(), self.params.len());
-        self.params[len..].copy_from_slice(&read("loss_parameters", all - len)?);
-        self.optimizer.restore(step, read("first_moment", all)?, read("second_moment", all)?);
-        self.curve = curve(self.bench, part)?;
-        Ok(())
-    }
-
-    /// Takes up the newest complete checkpoint; the number of steps already taken.
-    pub(super) fn resume(&mut self, checkpoints: &Checkpoints<'_>) -> Result<Option<u64>, TaskError> {
-        let Some(found) = checkpoints.latest(self.params.len())? else { return Ok(None) };
-        let Checkpoint { step, params, first_moment, second_moment, curve } = found;
+    /// Takes up a state that was reached before.
+    pub(super) fn restore(&mut self, state: Checkpoint) -> Result<(), TaskError> {
+        let Checkpoint { step, params, first_moment, second_moment, curve } = state;
         self.tower.set_params(&params[..self.tower_len()]).map_err(TaskError::input)?;
         self.optimizer.restore(step, first_moment, second_moment);
         (self.params, self.curve) = (params, curve);
-        self.bench.progress.log(&format!("resumed from the checkpoint of step {step}"));
-        Ok(Some(step))
+        self.weights_digest = None;
+        Ok(())
     }
 
-    pub(super) fn save(&self, checkpoints: &Checkpoints<'_>, step: u64) -> Result<(), TaskError> {
+    /// Copies the state after `step` steps into memory that may have been used before.
+    pub(super) fn copy_state(&self, step: u64, into: &mut Checkpoint) {
         let (first_moment, second_moment) = self.optimizer.moments();
-        checkpoints.save(step, &self.params, first_moment, second_moment, &self.curve)
+        into.step = step;
+        into.params.clone_from(&self.params);
+        into.first_moment.clear();
+        into.first_moment.extend_from_slice(first_moment);
+        into.second_moment.clear();
+        into.second_moment.extend_from_slice(second_moment);
+        into.curve.clone_from(&self.curve);
     }
 
-    pub(super) fn step(&mut self, step: u64, rows: &StepRows) -> Result<(), TaskError> {
-        let microbatches = self.microbatches(step, rows)?;
+    /// A digest of everything that the next steps depend on.
+    pub(super) fn state_digest(&self) -> u64 {
+        let (first_moment, second_moment) = self.optimizer.moments();
+        digest(&[&self.params, first_moment, second_moment])
+    }
+
+    /// One step, together with the other members. True where all of them leave the generation after it.
+    pub(super) fn step(
+        &mut self,
+        membership: &Membership<'_>,
+        step: u64,
+        rows: &StepRows,
+        standing: &mut Standing,
+    ) -> Result<bool, Broken> {
+        let grows = membership.look()?;
+        let deal = membership.deal();
+        let parts = self.microbatches(step, rows, deal.clone())?;
         // One microbatch needs no second forward pass: its graphs are kept. The kernels are the same either way.
-        let keep = microbatches.len() == 1;
-        let mut vectors = Matrix::zeros(rows.texts.len(), self.tower.config().dim());
+        let keep = parts.len() == 1;
+        let width = rows.texts.len() / self.phase.microbatches as usize;
+        let first_cell = deal.start as usize * width;
+        let mut mine = Matrix::zeros(deal.len() * width, self.tower.config().dim());
         let mut graphs = Vec::new();
-        for part in microbatches.iter().flatten() {
+        let begun = Instant::now();
+        for part in parts.iter().flatten() {
+            membership.look()?;
             let output = if keep {
                 let forward = self.forward(part)?;
                 let vectors = forward.vectors.clone();
@@ -122,58 +143,138 @@ impl Trainer<'_> {
                 self.tower.encode_dropping(&part.batch, part.dropout.as_ref()).map_err(TaskError::input)?
             };
             for (at, cell) in part.cells.iter().enumerate() {
-                vectors.row_mut(*cell).copy_from_slice(output.row(at));
+                mine.row_mut(*cell - first_cell).copy_from_slice(output.row(at));
             }
         }
+        let encoding = begun.elapsed();
+        let (vectors, leave) = self.gather(membership, step, mine, grows, standing)?;
         let (outcome, terms, d_vectors) = self.loss(step, rows, &vectors)?;
         let value = outcome.value;
-        let mut sum = TreeSum::default();
-        let mut graphs = graphs.into_iter();
-        for parts in &microbatches {
-            let mut leaf: Option<Vec<f32>> = None;
-            for part in parts {
-                let forward = match graphs.next() {
-                    Some(graph) => graph,
-                    None => self.forward(part)?,
-                };
-                let gradient = forward.backward(&select(&d_vectors, &part.cells));
-                match &mut leaf {
-                    Some(leaf) => leaf.iter_mut().zip(gradient).for_each(|(a, b)| *a += b),
-                    None => leaf = Some(gradient),
-                }
-            }
-            sum.push(leaf.expect("a microbatch has rows"));
-        }
-        let mut gradient = sum.finish().expect("a batch has microbatches");
+        let (partials, backward) = self.partials(membership, deal.clone(), &parts, graphs, &d_vectors)?;
+        let microbatch = (encoding + backward) / deal.len().max(1) as u32;
+        standing.microbatch_us = mean(standing.microbatch_us, microbatch);
+        let mut gradient = membership.reduce(step, partials, standing)?;
         // Everyone has the whole gradient by the loss's own parameters: it is added once, after the tree's root.
-        gradient.extend(outcome.theta);
+        gradient.extend_from_slice(&outcome.theta);
         self.optimizer.clear_frozen(&mut gradient);
         let clip = if self.phase.clip_norm > 0.0 { self.phase.clip_norm } else { f64::INFINITY };
         let gradient_norm = clip_global_norm(&mut gradient, clip);
         if !value.is_finite() || !gradient_norm.is_finite() {
             let remedy = "lower the learning rate or look at the rows";
-            return Err(TaskError::Input(format!(
+            return Err(Broken::Task(TaskError::Input(format!(
                 "step {}: loss {value} and gradient norm {gradient_norm} are not finite; {remedy}",
                 step + 1
-            )));
+            ))));
         }
         let learning_rate = self.schedule.at(step);
         self.optimizer.step(&mut self.params, &gradient, learning_rate);
         let len = self.tower_len();
+        gradient.truncate(len);
+        membership.recycle(gradient);
         self.loss.clamp(&mut self.params[len..]);
         self.tower.set_params(&self.params[..len]).map_err(TaskError::input)?;
+        self.weights_digest = None;
         self.curve.push(StepPoint { step: step + 1, loss: value, terms, learning_rate, gradient_norm });
-        Ok(())
+        Ok(leave)
     }
 
-    fn forward(&self, part: &Part) -> Result<Forward, TaskError> {
-        self.tower.forward_dropping(&part.batch, part.dropout.as_ref()).map_err(TaskError::input)
+    /// The vectors of the whole batch, and whether any member waits for the end of the step. Vectors from other
+    /// weights than these, and such as are no numbers, are refused.
+    fn gather(
+        &mut self,
+        membership: &Membership<'_>,
+        step: u64,
+        mine: Matrix,
+        grows: bool,
+        standing: &Standing,
+    ) -> Result<(Matrix, bool), Broken> {
+        if membership.deals().len() == 1 {
+            return Ok((mine, grows));
+        }
+        let weights = *self.weights_digest.get_or_insert_with(|| digest(&[&self.params]));
+        let mut message = Vec::with_capacity(HEADER_BYTES + 4 * mine.data().len());
+        message.push(u8::from(grows));
+        message.extend_from_slice(&weights.to_le_bytes());
+        message.extend(mine.data().iter().flat_map(|value| value.to_le_bytes()));
+        let all = membership.all_gather((step, STEP_ROUND), message, standing)?;
+        let (width, dim) = (mine.rows() / membership.deal().len(), mine.dim());
+        let mut leave = false;
+        let mut values = Vec::new();
+        let (mut differ, mut broken) = (Vec::new(), Vec::new());
+        for (rank, (message, deal)) in all.iter().zip(membership.deals()).enumerate() {
+            let Some(Vectors { grows, weights: theirs, values: theirs_values }) =
+                decode(message, deal.len() * width * dim)
+            else {
+                let message =
+                    format!("step {}: {} bytes of vectors, not as many as it owes", step + 1, message.len());
+                return Err(Broken::Trouble { peers: vec![membership.worker(rank)], suspect: true, message });
+            };
+            leave |= grows;
+            if theirs != weights {
+                differ.push(membership.worker(rank));
+            }
+            if !theirs_values.iter().all(|value| value.is_finite()) {
+                broken.push(membership.worker(rank));
+            }
+            values.extend(theirs_values);
+        }
+        for (peers, what) in
+            [(differ, "other weights than here"), (broken, "vectors that are no finite numbers")]
+        {
+            let names: Vec<_> = peers.iter().map(WorkerId::as_str).collect();
+            if !names.is_empty() {
+                let message = format!("step {}: {} on {}", step + 1, what, names.join(", "));
+                return Err(Broken::Trouble { peers, suspect: true, message });
+            }
+        }
+        Ok((Matrix::new(values.len() / dim, dim, values), leave))
     }
 
-    /// The parts of each microbatch. How they are cut depends on the microbatch alone, never on who computes it.
-    fn microbatches(&self, step: u64, rows: &StepRows) -> Result<Vec<Vec<Part>>, TaskError> {
-        let count = self.phase.microbatches as usize;
-        let cells = rows.texts.len() / count;
+    /// The sums of the whole subtrees that this member owns, and the time they took.
+    fn partials(
+        &self,
+        membership: &Membership<'_>,
+        deal: Range<u32>,
+        microbatches: &[Vec<Part>],
+        graphs: Vec<Forward>,
+        d_vectors: &Matrix,
+    ) -> Result<(Vec<(Range<u32>, Vec<f32>)>, Duration), Broken> {
+        let begun = Instant::now();
+        let leaves = self.phase.microbatches;
+        let mut graphs = graphs.into_iter();
+        let mut partials = Vec::new();
+        for node in subtrees(deal.clone(), leaves) {
+            let mut sum = TreeSum::of(&node, leaves, Wire::F32);
+            for leaf in node.clone() {
+                let mut total: Option<Vec<f32>> = None;
+                for part in &microbatches[(leaf - deal.start) as usize] {
+                    membership.look()?;
+                    let forward = match graphs.next() {
+                        Some(graph) => graph,
+                        None => self.forward(part)?,
+                    };
+                    let gradient = forward.backward(&select(d_vectors, &part.cells));
+                    match &mut total {
+                        Some(total) => total.iter_mut().zip(gradient).for_each(|(a, b)| *a += b),
+                        None => total = Some(gradient),
+                    }
+                }
+                sum.push(total.expect("a microbatch has rows"));
+            }
+            partials.push((node, sum.finish().expect("a subtree has leaves")));
+        }
+        Ok((partials, begun.elapsed()))
+    }
+
+    /// The parts of some microbatches. How they are cut depends on the microbatch alone, never on who computes it.
+    fn microbatches(
+        &self,
+        step: u64,
+        rows: &StepRows,
+        deal: Range<u32>,
+    ) -> Result<Vec<Vec<Part>>, TaskError> {
+        let cells = rows.texts.len() / self.phase.microbatches as usize;
+        let deal = deal.start as usize..deal.end as usize;
         let parts = |at: usize| {
             let mut parts = self.parts(rows, at * cells..(at + 1) * cells)?;
             for part in &mut parts {
@@ -182,7 +283,11 @@ impl Trainer<'_> {
             }
             Ok(parts)
         };
-        (0..count).map(parts).collect()
+        deal.map(parts).collect()
+    }
+
+    fn forward(&self, part: &Part) -> Result<Forward, TaskError> {
+        self.tower.forward_dropping(&part.batch, part.dropout.as_ref()).map_err(TaskError::input)
     }
 
     /// Vectors go through a head together. Texts go through an encoder with others of about their length, since
@@ -265,4 +370,29 @@ struct Part {
 fn select(matrix: &Matrix, rows: &[usize]) -> Matrix {
     let values = rows.iter().flat_map(|row| matrix.row(*row).iter().copied()).collect();
     Matrix::new(rows.len(), matrix.dim(), values)
+}
+
+/// What a member says in the exchange of vectors.
+struct Vectors {
+    grows: bool,
+    weights: u64,
+    values: Vec<f32>,
+}
+
+/// A member's message, if it has so many values.
+fn decode(message: &Bytes, values: usize) -> Option<Vectors> {
+    if message.len() != HEADER_BYTES + 4 * values {
+        return None;
+    }
+    let (header, values) = message.split_at(HEADER_BYTES);
+    let (flag, weights) = header.split_first()?;
+    let weights = u64::from_le_bytes(weights.try_into().ok()?);
+    let values = values.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    Some(Vectors { grows: *flag != 0, weights, values })
+}
+
+/// A mean that follows changes within some steps, in microseconds.
+fn mean(before_us: u64, now: Duration) -> u64 {
+    let now_us = (now.as_micros() as u64).max(1);
+    if before_us == 0 { now_us } else { (3 * before_us + now_us) / 4 }
 }

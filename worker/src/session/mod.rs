@@ -2,8 +2,17 @@
 //!
 //! [`run`] dials for ever. Tasks outlive sessions: what runs goes on while the coordinator is away, results are
 //! kept until they are settled, and every hello says what is in hand. Compute blocks, so that each task has an
-//! OS thread of its own, one at a time.
+//! OS thread of its own, one at a time. A task for a cohort is told of its next generations while it runs.
+//!
+//! - [`TaskContext`]: what a running task can say and must look at
+//! - `wire`: messages from and to plain types
 
+mod context;
+mod wire;
+
+pub use context::{Control, Generation, Pace, Stop, TaskContext};
+
+use retort_common::cohort::Member;
 use retort_common::ids::{AttemptNumber, JobId, TaskId, WorkerId};
 use retort_common::net::{self, MAX_MESSAGE_BYTES, NetError, NetOptions, SESSION_PROTOCOL};
 use retort_common::proto;
@@ -12,15 +21,14 @@ use retort_common::proto::session_response::Message as FromCoordinator;
 use retort_common::proto::workers_client::WorkersClient;
 use retort_common::task::{Stage, Task};
 use serde_json::Value;
-use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use wire::{Key, attempt, decode, failed, failure, key, panicked, renumbered, result};
 
 /// Assignments that wait for the one in work; more are refused. The coordinator deals one at a time.
 const QUEUE: usize = 16;
@@ -30,8 +38,6 @@ const NEWS: usize = 1024;
 const STREAM_QUEUE: usize = 64;
 /// Signs of life in a failure detection.
 const BEATS_PER_DETECTION: u32 = 4;
-/// Shortest pause between two progress records of a task.
-const PROGRESS_PAUSE: Duration = Duration::from_millis(200);
 /// First pause before dialling again; doubles each time, with jitter.
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 /// Largest meta of an artifact, as JSON.
@@ -52,6 +58,8 @@ pub struct Config {
     pub threads: u32,
     /// Version of the program.
     pub version: String,
+    /// Where peers reach its exchange, host:port; empty where it can join no cohort.
+    pub exchange_address: String,
     /// TLS and time-outs. After the welcome the coordinator's failure detection counts.
     pub net: NetOptions,
 }
@@ -73,6 +81,8 @@ pub struct Assignment {
     pub incarnation: u32,
     /// The cluster's object store.
     pub store_url: String,
+    /// Its cohort; nobody where it is for one worker alone, or to stand by.
+    pub cohort: Vec<Member>,
 }
 
 /// A task's success.
@@ -94,85 +104,10 @@ pub struct TaskFailure {
     pub retryable: bool,
 }
 
-/// A request to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stop {
-    /// At once, without a checkpoint.
-    pub force: bool,
-}
-
 /// Whatever runs tasks.
 pub trait Executor: Send + Sync + 'static {
     /// Runs one task to its end, on a thread of its own.
     fn run(&self, assignment: Assignment, context: &TaskContext) -> Result<Outcome, TaskFailure>;
-}
-
-/// What a running task can say and must look at.
-#[derive(Clone, Debug)]
-pub struct TaskContext {
-    id: TaskId,
-    attempt: AttemptNumber,
-    stop: Arc<AtomicU8>,
-    said: Arc<Mutex<Option<Instant>>>,
-    news: mpsc::Sender<ToCoordinator>,
-}
-
-const GO_ON: u8 = 0;
-const STOP: u8 = 1;
-const STOP_AT_ONCE: u8 = 2;
-
-impl TaskContext {
-    fn new(id: TaskId, attempt: AttemptNumber, news: mpsc::Sender<ToCoordinator>) -> Self {
-        let (stop, said) = (Arc::new(AtomicU8::new(GO_ON)), Arc::new(Mutex::new(None)));
-        Self { id, attempt, stop, said, news }
-    }
-
-    /// A context that nobody listens to, for running a task without a session.
-    pub fn detached(id: TaskId) -> Self {
-        Self::new(id, AttemptNumber(1), mpsc::channel(1).0)
-    }
-
-    /// Says how far the task has come; `total` 0 means unknown. Calls in quick succession are dropped, but not
-    /// the last one.
-    pub fn progress(&self, done: u64, total: u64, detail: &str) {
-        let last = total > 0 && done >= total;
-        let Ok(mut said) = self.said.lock() else { return };
-        if !last && said.is_some_and(|at| at.elapsed() < PROGRESS_PAUSE) {
-            return;
-        }
-        *said = Some(Instant::now());
-        let attempt = Some(attempt(self.id, self.attempt));
-        self.say(ToCoordinator::Progress(proto::Progress {
-            attempt,
-            done,
-            total,
-            detail: detail.to_owned(),
-        }));
-    }
-
-    /// A line for the job's log; the level is INFO, WARN or ERROR.
-    pub fn log(&self, level: &str, message: &str) {
-        let (level, message) = (level.to_owned(), message.to_owned());
-        let attempt = Some(attempt(self.id, self.attempt));
-        self.say(ToCoordinator::Log(proto::Log { attempt, level, message }));
-    }
-
-    /// Whether the task should stop. A task looks here at least once a second or so.
-    pub fn cancelled(&self) -> Option<Stop> {
-        match self.stop.load(Ordering::Relaxed) {
-            GO_ON => None,
-            value => Some(Stop { force: value == STOP_AT_ONCE }),
-        }
-    }
-
-    fn stop(&self, force: bool) {
-        self.stop.fetch_max(if force { STOP_AT_ONCE } else { STOP }, Ordering::Relaxed);
-    }
-
-    /// News must not hold up compute; a full queue means that the coordinator is away.
-    fn say(&self, message: ToCoordinator) {
-        let _ = self.news.try_send(message);
-    }
 }
 
 /// Serves coordinators until `shutdown`. Only a wrong address or wrong TLS files end it earlier.
@@ -195,6 +130,7 @@ pub async fn run(
         store_url: String::new(),
         detection,
         running: None,
+        orphaned: None,
         queue: VecDeque::new(),
         held: BTreeMap::new(),
         news_sender,
@@ -214,6 +150,7 @@ pub async fn run(
             }
             cause = session.serve(&url) => cause,
         };
+        session.orphaned(true);
         // A session that held for a while begins the pauses anew.
         tries = if dialled.elapsed() > session.detection { 1 } else { tries.saturating_add(1) };
         let pause = backoff(tries, session.detection);
@@ -258,8 +195,6 @@ enum SessionEnd {
     NoWelcome,
 }
 
-type Key = (TaskId, AttemptNumber);
-
 struct Session {
     config: Config,
     executor: Arc<dyn Executor>,
@@ -267,6 +202,8 @@ struct Session {
     store_url: String,
     detection: Duration,
     running: Option<TaskContext>,
+    /// Since when no coordinator has been there.
+    orphaned: Option<Instant>,
     queue: VecDeque<Assignment>,
     /// Results that are not settled.
     held: BTreeMap<Key, ToCoordinator>,
@@ -294,6 +231,13 @@ impl Outbound {
 }
 
 impl Session {
+    fn orphaned(&mut self, orphaned: bool) {
+        self.orphaned = orphaned.then(|| self.orphaned.unwrap_or_else(Instant::now));
+        if let Some(running) = &self.running {
+            running.orphaned(self.orphaned);
+        }
+    }
+
     fn stop(&mut self) {
         if let Some(running) = &self.running {
             running.stop(true);
@@ -327,6 +271,7 @@ impl Session {
             return Err(SessionEnd::NoWelcome);
         };
         self.welcome(welcome)?;
+        self.orphaned(false);
         tracing::info!(coordinator = url, epoch = self.epoch, "session is up");
         for message in self.held.values().cloned().collect::<Vec<_>>() {
             outbound.say(message).await?;
@@ -344,8 +289,8 @@ impl Session {
                     }
                 }
                 _ = beats.tick() => outbound.say(ToCoordinator::Beat(proto::Beat {})).await?,
-                Some((key, result)) = self.ended.recv() => {
-                    self.hold(key, result.clone());
+                Some(((id, _), result)) = self.ended.recv() => {
+                    let result = self.hold_ended(id, result);
                     outbound.say(result).await?;
                     self.start_next();
                 }
@@ -356,10 +301,19 @@ impl Session {
     }
 
     fn hello(&self) -> ToCoordinator {
-        let running = self.running.iter().map(|running| (running.id, running.attempt));
+        let running = self.running.iter().map(|running| (running.id(), running.attempt()));
         let queued = self.queue.iter().map(|assignment| (assignment.id, assignment.attempt));
         let in_hand = running.chain(queued).chain(self.held.keys().copied());
-        let Config { coordinators: _, worker, device, fingerprint, threads, version, net: _ } = &self.config;
+        let Config {
+            coordinators: _,
+            worker,
+            device,
+            fingerprint,
+            threads,
+            version,
+            exchange_address,
+            net: _,
+        } = &self.config;
         ToCoordinator::Hello(proto::Hello {
             worker_id: worker.to_string(),
             protocol: SESSION_PROTOCOL,
@@ -367,6 +321,7 @@ impl Session {
             device: device.clone(),
             fingerprint: fingerprint.clone(),
             threads: *threads,
+            exchange_address: exchange_address.clone(),
             in_hand: in_hand.map(|(id, number)| attempt(id, number)).collect(),
         })
     }
@@ -407,6 +362,9 @@ impl Session {
             return Ok(());
         }
         let refusal = match decode(run, key, &self.store_url) {
+            Ok(assignment) if self.is_next_generation(&assignment) => {
+                return self.regroup(assignment, outbound).await;
+            }
             Ok(_) if self.queue.len() >= QUEUE => failure("the worker's queue is full".to_owned(), true),
             Ok(assignment) => {
                 self.queue.push_back(assignment);
@@ -421,15 +379,53 @@ impl Session {
         outbound.say(result).await
     }
 
+    /// Whether it is about a task that is in hand under a lower number.
+    fn is_next_generation(&self, assignment: &Assignment) -> bool {
+        let (id, number) = (assignment.id, assignment.attempt);
+        let is_older = |known: TaskId, attempt: AttemptNumber| known == id && attempt < number;
+        self.running.as_ref().is_some_and(|running| is_older(running.id(), running.attempt()))
+            || self.queue.iter().any(|queued| is_older(queued.id, queued.attempt))
+            || self.finished_before(id, number).is_some()
+    }
+
+    fn finished_before(&self, id: TaskId, number: AttemptNumber) -> Option<Key> {
+        let mut held = self.held.range((id, AttemptNumber(0))..(id, number));
+        held.find(|(_, result)| matches!(result, ToCoordinator::Finished(_))).map(|(key, _)| *key)
+    }
+
+    /// Passes a task's next generation on. Where the task is done already, that is the answer.
+    async fn regroup(&mut self, assignment: Assignment, outbound: &Outbound) -> Result<(), SessionEnd> {
+        let key = (assignment.id, assignment.attempt);
+        if let Some(running) = self.running.as_ref().filter(|running| running.id() == key.0) {
+            running.regroup(key.1, assignment.cohort);
+            return Ok(());
+        }
+        if let Some(before) = self.finished_before(key.0, key.1)
+            && let Some(result) = self.held.remove(&before)
+        {
+            let result = renumbered(result, key);
+            self.held.insert(key, result.clone());
+            return outbound.say(result).await;
+        }
+        if let Some(queued) = self.queue.iter_mut().find(|queued| queued.id == key.0) {
+            *queued = assignment;
+        }
+        Ok(())
+    }
+
     fn has(&self, key: Key) -> bool {
-        self.running.as_ref().is_some_and(|running| (running.id, running.attempt) == key)
+        self.runs(key)
             || self.queue.iter().any(|assignment| (assignment.id, assignment.attempt) == key)
             || self.held.contains_key(&key)
     }
 
+    fn runs(&self, key: Key) -> bool {
+        self.running.as_ref().is_some_and(|running| (running.id(), running.attempt()) == key)
+    }
+
     /// The coordinator gives no other work until the attempt has been answered for, whatever became of it.
     async fn stop_attempt(&mut self, key: Key, force: bool, outbound: &Outbound) -> Result<(), SessionEnd> {
-        if let Some(running) = self.running.as_ref().filter(|running| (running.id, running.attempt) == key) {
+        if let Some(running) = self.running.as_ref().filter(|_| self.runs(key)) {
             running.stop(force);
             return Ok(());
         }
@@ -443,15 +439,25 @@ impl Session {
 
     fn hold(&mut self, key: Key, result: ToCoordinator) {
         self.held.insert(key, result);
-        if self.running.as_ref().is_some_and(|running| (running.id, running.attempt) == key) {
+        if self.runs(key) {
             self.running = None;
         }
     }
 
+    /// Holds what a task's thread ended with, under the number that counts now; a next generation may have been
+    /// named after the thread had looked.
+    fn hold_ended(&mut self, id: TaskId, result: ToCoordinator) -> ToCoordinator {
+        let Some(running) = self.running.as_ref().filter(|running| running.id() == id) else { return result };
+        let key = (id, running.attempt());
+        let result = renumbered(result, key);
+        self.hold(key, result.clone());
+        result
+    }
+
     /// What ended while nobody was connected.
     fn drain_ended(&mut self) {
-        while let Ok((key, result)) = self.ended.try_recv() {
-            self.hold(key, result);
+        while let Ok(((id, _), result)) = self.ended.try_recv() {
+            self.hold_ended(id, result);
         }
         self.start_next();
     }
@@ -462,7 +468,8 @@ impl Session {
         }
         let Some(assignment) = self.queue.pop_front() else { return };
         let key = (assignment.id, assignment.attempt);
-        let context = TaskContext::new(key.0, key.1, self.news_sender.clone());
+        let cohort = retort_common::cohort::limit(&assignment.task).map(|_| assignment.cohort.clone());
+        let context = TaskContext::new(key.0, key.1, cohort, self.news_sender.clone());
         self.running = Some(context.clone());
         let (executor, ended) = (self.executor.clone(), self.ended_sender.clone());
         let work = move || {
@@ -479,63 +486,9 @@ impl Session {
     }
 }
 
-fn attempt(id: TaskId, number: AttemptNumber) -> proto::Attempt {
-    proto::Attempt { task: id.to_string(), attempt: number.0 }
-}
-
-fn key(attempt: proto::Attempt) -> Option<Key> {
-    let proto::Attempt { task, attempt } = attempt;
-    Some((TaskId(task.parse().ok()?), AttemptNumber(attempt)))
-}
-
-fn decode(run: proto::Run, (id, attempt): Key, store_url: &str) -> Result<Assignment, String> {
-    let proto::Run { attempt: _, job_id, stage: _, task_json, incarnation } = run;
-    let job = job_id.parse().map_err(|error| format!("{error}"))?;
-    let task: Task = serde_json::from_str(&task_json).map_err(|error| error.to_string())?;
-    // Another version of the task's form would give its output a wrong name.
-    if task.id() != id {
-        return Err("the task's digest is another; use the same version of retort everywhere".to_owned());
-    }
-    let (stage, store_url) = (task.stage(), store_url.to_owned());
-    Ok(Assignment { id, attempt, job, stage, task, incarnation, store_url })
-}
-
-fn failure(message: String, retryable: bool) -> TaskFailure {
-    TaskFailure { message, retryable }
-}
-
-fn panicked(panic: &(dyn Any + Send)) -> TaskFailure {
-    let text =
-        panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    // A panic may be of this machine alone, so another may try.
-    failure(format!("panicked: {}", text.unwrap_or("without a message")), true)
-}
-
-fn result(key: Key, outcome: Result<Outcome, TaskFailure>, elapsed: Duration) -> ToCoordinator {
-    let Outcome { meta, found } = match outcome {
-        Ok(outcome) => outcome,
-        Err(failure) => return failed(key, failure, elapsed),
-    };
-    let meta_json = meta.to_string();
-    if meta_json.len() > MAX_META_BYTES {
-        let message =
-            format!("the artifact's meta has {} bytes, more than {MAX_META_BYTES}", meta_json.len());
-        return failed(key, failure(message, false), elapsed);
-    }
-    let (attempt, elapsed_ms) = (Some(attempt(key.0, key.1)), elapsed.as_millis() as u64);
-    ToCoordinator::Finished(proto::Finished { attempt, meta_json, elapsed_ms, found })
-}
-
-fn failed(key: Key, failure: TaskFailure, elapsed: Duration) -> ToCoordinator {
-    let TaskFailure { message, retryable } = failure;
-    let (attempt, elapsed_ms) = (Some(attempt(key.0, key.1)), elapsed.as_millis() as u64);
-    ToCoordinator::Failed(proto::Failed { attempt, message, retryable, elapsed_ms })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use retort_common::ids::Digest;
 
     #[test]
     fn pauses_double_up_to_half_the_failure_detection_with_jitter() {
@@ -545,36 +498,5 @@ mod tests {
             let pause = backoff(tries, detection);
             assert!(pause <= longest && pause >= longest / 2, "{tries}: {pause:?}");
         }
-    }
-
-    #[test]
-    fn progress_is_throttled_but_the_end_is_told() {
-        let (sender, mut receiver) = mpsc::channel(8);
-        let context = TaskContext::new(TaskId(Digest::of(b"t")), AttemptNumber(1), sender);
-        for done in 0..=10 {
-            context.progress(done, 10, "");
-        }
-        let mut told = Vec::new();
-        while let Ok(ToCoordinator::Progress(progress)) = receiver.try_recv() {
-            told.push(progress.done);
-        }
-        assert_eq!(told, [0, 10]);
-    }
-
-    #[test]
-    fn a_stop_can_become_forced_and_not_less() {
-        let context = TaskContext::detached(TaskId(Digest::of(b"t")));
-        assert_eq!(context.cancelled(), None);
-        context.stop(false);
-        assert_eq!(context.cancelled(), Some(Stop { force: false }));
-        context.stop(true);
-        context.stop(false);
-        assert_eq!(context.cancelled(), Some(Stop { force: true }));
-    }
-
-    #[test]
-    fn panics_are_failures_with_their_text() {
-        let panic = catch_unwind(|| panic!("row {} is torn", 7)).unwrap_err();
-        assert!(panicked(&*panic).message.contains("row 7 is torn"));
     }
 }

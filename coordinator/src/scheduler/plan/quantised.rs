@@ -1,0 +1,46 @@
+//! A quantised student: a quantiser of the vectors of the teacher or a head, and the vectors its codes stand for.
+
+use super::students::head;
+use super::{Base, PlanError, Planner, Trained, derived_seed};
+use retort_common::spec::{StudentKind, StudentSpec};
+use retort_common::task::{ArtifactId, Task, VectorSet};
+use std::collections::BTreeMap;
+
+impl Planner<'_, '_> {
+    pub(super) fn quantised(
+        &mut self,
+        base: &Base,
+        student: &StudentSpec,
+        earlier: &BTreeMap<&str, Trained>,
+    ) -> Result<Trained, PlanError> {
+        let spec = self.context.spec;
+        let bytes = student
+            .bytes
+            .ok_or_else(|| PlanError::Missing { student: student.name.clone(), key: "bytes" })?;
+        let vectors = match student.on.as_deref() {
+            None | Some("teacher") => base.teacher.clone(),
+            Some(name) => head(student, name, earlier)?.vectors.clone(),
+        };
+        let quantizer = self.add(Task::FitQuantizer {
+            vectors: vectors.passages.clone(),
+            code: student.code.unwrap_or_default(),
+            bytes,
+            seed: derived_seed(spec.seed, &student.name, 0),
+            fingerprint: base.fingerprint.clone(),
+        });
+        let normalize = self.normalizes();
+        let mut quantize = |vectors: &ArtifactId| {
+            self.add(Task::Quantize {
+                quantizer: quantizer.clone(),
+                vectors: vectors.clone(),
+                normalize,
+                fingerprint: base.fingerprint.clone(),
+            })
+        };
+        let passages = vectors.passages.iter().map(&mut quantize).collect();
+        let vectors = VectorSet { queries: vectors.queries, passages };
+        let kind = StudentKind::Quantised;
+        let (phases, negatives, bytes) = (Vec::new(), Vec::new(), Some(bytes));
+        Ok(Trained { phases, last: quantizer, kind, vectors, export: None, bytes, negatives })
+    }
+}
