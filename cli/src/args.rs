@@ -50,6 +50,8 @@ pub enum Verb {
     Worker(WorkerArgs),
     /// Look into data sets.
     Dataset(DatasetArgs),
+    /// Set the results of finished jobs side by side, with p-values.
+    Compare(CompareArgs),
     /// Judge a run file: metrics with bootstrap intervals, and a paired test against another run.
     Eval(EvalArgs),
     /// Start a coordinator.
@@ -460,6 +462,23 @@ pub enum FoundFormat {
     Jsonl,
     /// TREC's run format.
     Trec,
+}
+
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// Ids of finished jobs or their unambiguous beginnings; the others are tested against the first.
+    #[arg(value_name = "ID", required = true)]
+    pub ids: Vec<String>,
+    /// Metric to show; the first job's deciding one without it.
+    #[arg(long)]
+    pub metric: Option<String>,
+    /// Read the jobs from this store instead of asking a coordinator, e.g. after `retort run`.
+    #[arg(long, value_name = "URL")]
+    pub store: Option<String>,
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
+    #[command(flatten)]
+    pub connect: Connect,
 }
 
 #[derive(Debug, Args)]

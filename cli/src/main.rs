@@ -3,6 +3,7 @@
 //! - [`args`]: the command line
 //! - [`verbs`]: the client's verbs
 //! - [`dataset`]: a look into data sets, without a cluster
+//! - [`compare`]: finished jobs side by side
 //! - [`eval`]: metrics of run files, without a cluster
 //! - [`run`]: a whole cluster on this machine, for one job
 //! - [`export`]: results in the formats of other programs
@@ -14,6 +15,7 @@
 //! - [`exit`]: exit codes
 
 mod args;
+mod compare;
 mod config;
 mod dataset;
 mod eval;
@@ -84,6 +86,7 @@ async fn dispatch(verb: Verb) -> anyhow::Result<Exit> {
             None => serve::worker(args.start).await,
         },
         Verb::Dataset(args) => dataset::dataset(args).await,
+        Verb::Compare(args) => compare::compare(args).await,
         Verb::Eval(args) => tokio::task::spawn_blocking(move || eval::eval(&args)).await?,
         Verb::Coordinator(args) => serve::coordinator(args).await,
         Verb::Encode(args) => local::encode(args).await,

@@ -114,6 +114,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         progress: &Silent,
         runtime: runtime.handle().clone(),
         encoders: &encoders,
+        seat: None,
     };
     let passages = vec![DataFile { file, format: Some(FileFormat::Psgs) }];
     let task = Task::ShardCorpus { passages, rows_per_shard: 16_384, max_bad_records: 0 };

@@ -297,6 +297,21 @@ pub struct DenseSource {
     /// Applied to both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reduce: Option<PcaReduction>,
+    /// What is searched instead of the passages' vectors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub codes: Option<CodesSource>,
+}
+
+/// Codes of passages with what makes and reads them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CodesSource {
+    /// Its map is applied to questions too.
+    pub quantizer: ArtifactId,
+    /// Shard after shard.
+    pub codes: Vec<ArtifactId>,
+    /// Whether they are ranked by Hamming distance.
+    pub hamming: bool,
 }
 
 /// What a report's rows come from: exports find their way by it.

@@ -63,7 +63,7 @@ fn key(state: &State, id: TaskId, now_ms: u64) -> Option<(u64, retort_common::ta
 }
 
 pub(super) fn oldest_job<'a>(state: &State, record: &'a TaskRecord) -> Option<(u64, &'a JobId)> {
-    let at_work = |job| state.jobs.get(job).filter(|record| !record.paused);
+    let at_work = |job: &JobId| state.jobs.get(job).filter(|record| !record.paused);
     record.jobs.iter().filter_map(|job| Some((at_work(job)?.order, job))).min()
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use retort_common::task::{ArtifactId, PcaReduction, Table, VectorSet};
+use retort_common::task::{ArtifactId, CodesSource, PcaReduction, Table, VectorSet};
 use serde::{Deserialize, Serialize};
 
 /// The catalogue's name in the report's folder.
@@ -58,4 +58,7 @@ pub struct CatalogRow {
     pub vectors: Option<VectorSet>,
     /// Applied to them before they are searched.
     pub reduce: Option<PcaReduction>,
+    /// What is searched instead of the passages' vectors.
+    #[serde(default)]
+    pub codes: Option<CodesSource>,
 }

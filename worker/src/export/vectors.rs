@@ -10,24 +10,36 @@ use super::catalog::{Catalog, CatalogRow};
 use super::embeddings::{ParquetEmbeddings, npy_header, write_values};
 use super::faiss::{FaissError, FaissIndex, Storage, Transform};
 use super::{Format, Output, write_error};
-use crate::fit::AffineMap;
+use crate::fit::{AffineMap, Code, Quantizer};
 use crate::matrix::Matrix;
-use crate::tasks::baseline::reduction_map;
+use crate::tasks::baseline::{self, load_codes, reduction_map};
 use crate::tasks::{TaskError, VECTORS, Workbench};
 use crate::vectors::read_vectors;
 
 /// The vectors of one side of a row, as they are searched.
 struct Source<'a> {
     shards: &'a [ArtifactId],
+    /// Applied to vectors; codes have been through it.
     reduce: Option<AffineMap>,
+    /// Reads the shards, where they are codes.
+    decode: Option<&'a Quantizer>,
     dim: usize,
     rows: u64,
 }
 
 impl<'a> Source<'a> {
-    fn open(bench: &Workbench<'_>, row: &CatalogRow, shards: &'a [ArtifactId]) -> Result<Self, TaskError> {
-        let mut dim = 0;
-        let mut rows = 0;
+    /// The passages or the questions of a row; `quantizer` is that of a row that keeps codes.
+    fn open(
+        bench: &Workbench<'_>,
+        row: &'a CatalogRow,
+        passages: bool,
+        quantizer: Option<&'a Quantizer>,
+    ) -> Result<Self, TaskError> {
+        let vectors = row.vectors.as_ref().ok_or_else(|| no_vectors(row))?;
+        let codes = row.codes.as_ref().filter(|_| passages).map(|codes| codes.codes.as_slice());
+        let plain = if passages { vectors.passages.as_slice() } else { vectors.queries.as_slice() };
+        let shards = codes.unwrap_or(plain);
+        let (mut dim, mut rows) = (0, 0);
         for shard in shards {
             let meta = bench.manifest(shard)?.meta;
             let number = |key: &str| {
@@ -36,11 +48,21 @@ impl<'a> Source<'a> {
                     .ok_or_else(|| TaskError::Input(format!("the manifest of {shard} has no {key}")))
             };
             rows += number("rows")?;
-            dim = number("dim")? as usize;
+            if codes.is_none() {
+                dim = number("dim")? as usize;
+            }
         }
-        let reduce = row.reduce.as_ref().map(|reduce| reduction_map(bench, reduce)).transpose()?;
-        let dim = reduce.as_ref().map_or(dim, AffineMap::output);
-        Ok(Self { shards, reduce, dim, rows })
+        let reduce = match (quantizer, &row.reduce) {
+            (Some(quantizer), _) => quantizer.map.clone(),
+            (None, Some(reduce)) => Some(reduction_map(bench, reduce)?),
+            (None, None) => None,
+        };
+        let dim = match (quantizer, &reduce) {
+            (Some(quantizer), _) => quantizer.dim(),
+            (None, Some(map)) => map.output(),
+            (None, None) => dim,
+        };
+        Ok(Self { shards, reduce, decode: quantizer.filter(|_| codes.is_some()), dim, rows })
     }
 
     fn each(
@@ -50,10 +72,14 @@ impl<'a> Source<'a> {
     ) -> Result<(), TaskError> {
         for (at, shard) in self.shards.iter().enumerate() {
             bench.go_on()?;
-            let vectors = read_vectors(&bench.part(shard, VECTORS)?)?;
-            let vectors = match &self.reduce {
-                Some(map) => map.apply(&vectors, bench.threads),
-                None => vectors,
+            let read = || -> Result<Matrix, TaskError> { Ok(read_vectors(&bench.part(shard, VECTORS)?)?) };
+            let vectors = match (self.decode, &self.reduce) {
+                (Some(quantizer), _) => {
+                    let (_, codes) = load_codes(bench, shard)?;
+                    quantizer.decode(&codes).map_err(TaskError::input)?
+                }
+                (None, Some(map)) => map.apply(&read()?, bench.threads),
+                (None, None) => read()?,
             };
             if vectors.dim() != self.dim {
                 let found = vectors.dim();
@@ -64,6 +90,11 @@ impl<'a> Source<'a> {
         }
         Ok(())
     }
+}
+
+/// The quantiser of a row that keeps codes.
+fn quantizer(bench: &Workbench<'_>, row: &CatalogRow) -> Result<Option<Quantizer>, TaskError> {
+    row.codes.as_ref().map(|codes| baseline::load(bench, &codes.quantizer)).transpose()
 }
 
 /// The ids of a shard of either side and its first row.
@@ -99,10 +130,10 @@ pub(super) fn embeddings(
     format: Format,
     output: &mut Output,
 ) -> Result<Value, TaskError> {
-    let vectors = row.vectors.as_ref().ok_or_else(|| no_vectors(row))?;
+    let quantizer = quantizer(bench, row)?;
     let mut facts = json!({});
-    for (side, shards) in [("passages", &vectors.passages), ("queries", &vectors.queries)] {
-        let source = Source::open(bench, row, shards)?;
+    for side in ["passages", "queries"] {
+        let source = Source::open(bench, row, side == "passages", quantizer.as_ref())?;
         facts[side] = json!({ "rows": source.rows, "dim": source.dim });
         let about = [
             ("job", catalog.job.clone()),
@@ -182,8 +213,20 @@ pub(super) fn index(
     row: &CatalogRow,
     output: &mut Output,
 ) -> Result<Value, TaskError> {
-    let vectors = row.vectors.as_ref().ok_or_else(|| no_vectors(row))?;
-    let source = Source::open(bench, row, &vectors.passages)?;
+    if row.codes.as_ref().is_some_and(|codes| codes.hamming) {
+        let message =
+            format!("{:?} ranks by Hamming distance, not by inner products; export its runs", row.name);
+        return Err(TaskError::Input(message));
+    }
+    let quantizer = quantizer(bench, row)?;
+    let source = Source::open(bench, row, true, quantizer.as_ref())?;
+    // Other codes than those of a product quantiser are stored as the vectors that they stand for.
+    let storage = match quantizer.as_ref().map(|quantizer| &quantizer.code) {
+        Some(Code::Product(pq)) => {
+            Storage::Product { subspaces: pq.subquantizers(), centroids: pq.codebooks().to_vec() }
+        }
+        _ => Storage::Flat,
+    };
     let mut names = Vec::with_capacity(source.rows as usize);
     for shard in 0..source.shards.len() {
         names.extend(shard_ids(bench, catalog, "passages", shard)?.1);
@@ -194,18 +237,26 @@ pub(super) fn index(
     let index = FaissIndex {
         dim: source.reduce.as_ref().map_or(source.dim, AffineMap::input),
         transforms: transforms(&source),
-        storage: Storage::Flat,
+        storage,
         count: source.rows,
     };
     output.file("passages.faiss", |out| {
-        let fill = |out: &mut dyn Write| {
-            source.each(bench, |_, vectors| write_values(out, &vectors).map_err(write_error))
+        let fill = |out: &mut dyn Write| match &index.storage {
+            Storage::Flat => {
+                source.each(bench, |_, vectors| write_values(out, &vectors).map_err(write_error))
+            }
+            Storage::Product { .. } => source.shards.iter().try_for_each(|shard| {
+                bench.go_on()?;
+                let (_, codes) = load_codes(bench, shard)?;
+                out.write_all(codes.data()).map_err(write_error)
+            }),
         };
         index.write(out, fill, ids.iter().copied())
     })?;
     write_ids(output, "passages", &names)?;
     Ok(json!({
         "rows": source.rows, "dim": index.dim, "stored_dim": source.dim, "metric": "inner_product",
+        "bytes_per_passage": index.code_bytes(),
         "ids": if own { "the corpus' own" } else { "row numbers, from 0, of passages.ids.txt" },
     }))
 }

@@ -1,7 +1,9 @@
 //! A finished student, or another model in a sentence-transformers folder, ready to embed texts.
 
 use crate::matrix::Matrix;
-use crate::model::{Batch, Device, Head, Input, ParamLayout, Pooling, Tower, TowerConfig, load_encoder};
+use crate::model::{
+    Batch, Device, Head, Input, ParamLayout, Pooling, Tower, TowerConfig, encoder_folder, load_encoder,
+};
 use crate::text::{TokenBatch, Tokenizer, plan_batches};
 use crate::vectors::Tensors;
 use serde_json::Value;

@@ -9,6 +9,7 @@
 //! - [`negatives`]: the audit of mined negatives on the terminal
 //! - [`card`]: a student's model card
 //! - [`html`]: report.html, one page that asks nothing of the network
+//! - [`tensorboard`]: loss curves as event files
 
 pub mod card;
 pub mod data;
@@ -18,6 +19,7 @@ pub mod json;
 pub mod negatives;
 pub mod summary;
 pub mod table;
+pub mod tensorboard;
 
 #[cfg(test)]
 mod sample;
@@ -33,3 +35,4 @@ pub use html::render_html;
 pub use json::render_json;
 pub use negatives::render_negatives;
 pub use table::render_table;
+pub use tensorboard::event_file;

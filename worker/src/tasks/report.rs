@@ -9,7 +9,7 @@ use crate::metrics::significance::randomization_test;
 use crate::mining::{Audit, GapHistogram};
 use crate::report::{
     BadRecords, Comparison, FilterCount, Histogram, Kind, NegativesAudit, Phase, ReportData, Row, Shortfall,
-    StageTime, Training, model_card, render_html, render_json, render_table,
+    StageTime, Training, event_file, model_card, render_html, render_json, render_table,
 };
 use retort_common::task::{ArtifactId, ReportRow, Task};
 use serde_json::json;
@@ -36,6 +36,12 @@ pub fn report(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError>
             copy(bench, export, &folder, &format!("models/{}/", row.name))?;
         }
         bench.progress.progress(0, 0, &row.name);
+    }
+    for Training { student, phases } in &data.training {
+        for (number, phase) in phases.iter().enumerate() {
+            let name = format!("tensorboard/{student}/phase-{}/events.out.tfevents.0.retort", number + 1);
+            bench.wait(store.put(&format!("{folder}/{name}"), event_file(&phase.steps).into()))?;
+        }
     }
     let catalog = catalog(task, &data, &chosen)?;
     for (student, card) in &catalog.cards {
@@ -68,6 +74,7 @@ fn catalog(task: &Task, data: &ReportData, chosen: &[usize]) -> Result<Catalog, 
             run: variant.run.clone(),
             ranking: variant.ranking.clone(),
             reduce: dense.as_ref().and_then(|dense| dense.reduce.clone()),
+            codes: dense.as_ref().and_then(|dense| dense.codes.clone()),
             vectors: dense.map(|dense| dense.vectors),
         }
     };

@@ -3,7 +3,8 @@
 use super::{Base, PlanError, Planner, derived_seed};
 use retort_common::spec::baselines::{Method, row_name};
 use retort_common::task::{
-    ArtifactId, DenseSource, PcaReduction, QuantizerMethod, ReportRow, Retriever, RowVariant, Task, VectorSet,
+    ArtifactId, CodesSource, DenseSource, PcaReduction, QuantizerMethod, ReportRow, Retriever, RowVariant,
+    Task, VectorSet,
 };
 use std::collections::BTreeSet;
 
@@ -121,7 +122,7 @@ impl Planner<'_, '_> {
             let reduce = PcaReduction { pca: pca.clone(), dim, whiten, renormalize };
             let sets = spec.sets.judged();
             let run = self.search_dense(base, source.vectors, Some(&reduce), &sets, spec.evaluate.depth);
-            let dense = DenseSource { vectors: source.vectors.clone(), reduce: Some(reduce) };
+            let dense = DenseSource { vectors: source.vectors.clone(), reduce: Some(reduce), codes: None };
             variants.push(self.variant(base, name, variant, run, Some(dense)));
         }
         variants
@@ -147,7 +148,12 @@ impl Planner<'_, '_> {
         });
         let codes = self.encode_codes(&quantizer, &source.vectors.passages, fingerprint);
         let run = self.search_codes(base, &source.vectors.queries, &quantizer, &codes, hamming);
-        self.variant(base, row, variant, run, None)
+        let dense = DenseSource {
+            vectors: source.vectors.clone(),
+            reduce: None,
+            codes: Some(CodesSource { quantizer, codes, hamming }),
+        };
+        self.variant(base, row, variant, run, Some(dense))
     }
 
     /// Codes of vectors, shard by shard.

@@ -15,7 +15,7 @@ impl Planner<'_, '_> {
     ) -> ReportRow {
         let spec = self.context.spec;
         let run = self.search_dense(base, vectors, None, &spec.sets.judged(), spec.evaluate.depth);
-        let dense = DenseSource { vectors: vectors.clone(), reduce: None };
+        let dense = DenseSource { vectors: vectors.clone(), reduce: None, codes: None };
         let variants = vec![self.variant(base, name, "", run, Some(dense))];
         let dim = vectors.passages.iter().find_map(|artifact| self.number(artifact, "dim").ok().flatten());
         let dim = dim.and_then(|dim| u32::try_from(dim).ok());

@@ -125,7 +125,7 @@ impl<'a> Membership<'a> {
         generation: &Generation,
     ) -> Result<Self, TaskError> {
         let Generation { number, members } = generation;
-        let place = members.iter().position(|member| member.worker == *seat.worker);
+        let place = members.iter().position(|member| member.worker == seat.worker);
         let no_place =
             || TaskError::Cohort(format!("generation {} has no place for worker {}", number.0, seat.worker));
         let rank = place.ok_or_else(no_place)?;

@@ -156,7 +156,7 @@ impl Course<'_> {
 
     fn offer_checkpoint(&mut self, membership: &Membership<'_>) -> Result<(), TaskError> {
         let every = u64::from(self.trainer.phase.checkpoint_every);
-        if !membership.is_lead() || self.step % every != 0 || self.step == self.end {
+        if !membership.is_lead() || !self.step.is_multiple_of(every) || self.step == self.end {
             return Ok(());
         }
         let (trainer, step) = (&self.trainer, self.step);

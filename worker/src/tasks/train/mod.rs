@@ -59,7 +59,6 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
     let loss_parameters = phase_loss.initial(*seed);
     params.extend_from_slice(&loss_parameters);
     let mut trainer = Trainer {
-        bench,
         phase,
         optimizer: optimizer(tower.layout(), &phase_loss, phase),
         loss: phase_loss,

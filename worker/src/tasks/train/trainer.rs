@@ -53,9 +53,11 @@ impl CachedVectors {
     }
 }
 
+/// Sums of gradients by the node of the canonical tree that they belong to.
+type Partials = Vec<(Range<u32>, Vec<f32>)>;
+
 /// The state of a phase in work.
 pub(super) struct Trainer<'a> {
-    pub(super) bench: &'a Workbench<'a>,
     pub(super) phase: &'a PhaseSpec,
     pub(super) loss: PhaseLoss,
     /// Seed of the dropout masks.
@@ -238,7 +240,7 @@ impl Trainer<'_> {
         microbatches: &[Vec<Part>],
         graphs: Vec<Forward>,
         d_vectors: &Matrix,
-    ) -> Result<(Vec<(Range<u32>, Vec<f32>)>, Duration), Broken> {
+    ) -> Result<(Partials, Duration), Broken> {
         let begun = Instant::now();
         let leaves = self.phase.microbatches;
         let mut graphs = graphs.into_iter();
