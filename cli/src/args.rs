@@ -36,6 +36,8 @@ pub enum Verb {
     Wait(WaitArgs),
     /// End a job.
     Cancel(CancelArgs),
+    /// Look at a job's mined negatives.
+    Negatives(NegativesArgs),
     /// Stop a job's work until it is resumed; trainings leave a checkpoint.
     Pause(GetArgs),
     /// Let a paused job go on, with whatever workers there are then.
@@ -242,6 +244,32 @@ pub struct CancelArgs {
     pub force: bool,
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
     pub output: Format,
+    #[command(flatten)]
+    pub connect: Connect,
+}
+
+#[derive(Debug, Args)]
+pub struct NegativesArgs {
+    #[command(subcommand)]
+    pub verb: NegativesVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NegativesVerb {
+    /// Show what mining kept and why it dropped the rest: counts of the filters, gaps between the scores of positives
+    /// and negatives, and the cases that look most like positives, with their texts.
+    Report(NegativesReportArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct NegativesReportArgs {
+    /// The job's id or its unambiguous beginning.
+    pub id: String,
+    /// Suspicious cases to show of each mining.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub cases: usize,
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: ReportFormat,
     #[command(flatten)]
     pub connect: Connect,
 }

@@ -10,6 +10,7 @@
 //! - [`local`]: verbs that need no cluster
 //! - [`serve`]: the coordinator's and the worker's process
 //! - [`config`]: where the coordinator is
+//! - [`negatives`]: the audits of mined negatives
 //! - [`output`]: tables and JSON
 //! - [`exit`]: exit codes
 
@@ -21,12 +22,13 @@ mod eval;
 mod exit;
 mod export;
 mod local;
+mod negatives;
 mod output;
 mod run;
 mod serve;
 mod verbs;
 
-use args::{CheckpointArgs, CheckpointVerb, Cli, Verb, WorkerVerb};
+use args::{CheckpointArgs, CheckpointVerb, Cli, NegativesVerb, Verb, WorkerVerb};
 use clap::Parser;
 use exit::Exit;
 use std::process::ExitCode;
@@ -70,6 +72,9 @@ async fn dispatch(verb: Verb) -> anyhow::Result<Exit> {
         Verb::Logs(args) => verbs::logs(args).await,
         Verb::Wait(args) => verbs::wait(args).await,
         Verb::Cancel(args) => verbs::cancel(args).await,
+        Verb::Negatives(args) => match args.verb {
+            NegativesVerb::Report(report) => negatives::report(report).await,
+        },
         Verb::Pause(args) => verbs::pause(args, false).await,
         Verb::Resume(args) => verbs::pause(args, true).await,
         Verb::Checkpoint(CheckpointArgs { verb: CheckpointVerb::List(args) }) => {
