@@ -96,7 +96,7 @@ fn a_worker_killed_inside_a_step_changes_no_bit() {
     cluster.workers[1].kill();
     let begun = Instant::now();
     at_work(&cluster, &id, 2);
-    println!("two workers go on {:?} after the third was killed at step {before}", begun.elapsed());
+    eprintln!("two workers go on {:?} after the third was killed at step {before}", begun.elapsed());
     cluster.add_worker("w4");
     let found = end(&cluster, &id);
     assert_eq!(&found, alone());
