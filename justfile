@@ -77,6 +77,10 @@ manifests:
     test -x {{ venv }}/bin/kubernetes-validate || { python3 -m venv {{ venv }} && {{ venv }}/bin/pip install --quiet kubernetes-validate; }
     {{ venv }}/bin/kubernetes-validate --strict $(ls deploy/kubernetes/*.yaml | grep --invert-match kustomization)
 
+# The exchange between workers beside PyTorch's gloo: 100 MB of f32, separate processes, median of ten.
+bench-exchange: parity-setup
+    RETORT_BENCH_PYTHON={{ venv }}/bin/python cargo bench --package retort-worker --bench exchange
+
 # What CI runs.
 ci:
     .ci/run

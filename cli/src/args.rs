@@ -36,6 +36,8 @@ pub enum Verb {
     Wait(WaitArgs),
     /// End a job.
     Cancel(CancelArgs),
+    /// Look at a job's mined negatives.
+    Negatives(NegativesArgs),
     /// Stop a job's work until it is resumed; trainings leave a checkpoint.
     Pause(GetArgs),
     /// Let a paused job go on, with whatever workers there are then.
@@ -48,6 +50,8 @@ pub enum Verb {
     Worker(WorkerArgs),
     /// Look into data sets.
     Dataset(DatasetArgs),
+    /// Set the results of finished jobs side by side, with p-values.
+    Compare(CompareArgs),
     /// Judge a run file: metrics with bootstrap intervals, and a paired test against another run.
     Eval(EvalArgs),
     /// Start a coordinator.
@@ -245,6 +249,32 @@ pub struct CancelArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct NegativesArgs {
+    #[command(subcommand)]
+    pub verb: NegativesVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NegativesVerb {
+    /// Show what mining kept and why it dropped the rest: counts of the filters, gaps between the scores of positives
+    /// and negatives, and the cases that look most like positives, with their texts.
+    Report(NegativesReportArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct NegativesReportArgs {
+    /// The job's id or its unambiguous beginning.
+    pub id: String,
+    /// Suspicious cases to show of each mining.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub cases: usize,
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: ReportFormat,
+    #[command(flatten)]
+    pub connect: Connect,
+}
+
+#[derive(Debug, Args)]
 pub struct CheckpointArgs {
     #[command(subcommand)]
     pub verb: CheckpointVerb,
@@ -254,6 +284,27 @@ pub struct CheckpointArgs {
 pub enum CheckpointVerb {
     /// List the checkpoints of a job's trainings, and the weights of those that are done.
     List(GetArgs),
+    /// Read every checkpoint from the store and compare it with its digest; exits with 1 where one is damaged.
+    Verify(GetArgs),
+    /// Copy a checkpoint to a file.
+    Download(CheckpointDownloadArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct CheckpointDownloadArgs {
+    /// The job's id or its unambiguous beginning.
+    pub id: String,
+    /// The checkpoint's step.
+    #[arg(long, value_name = "N")]
+    pub step: u64,
+    /// The training's lineage or its beginning, where several have a checkpoint of that step.
+    #[arg(long, value_name = "NAME")]
+    pub lineage: Option<String>,
+    /// File to write; named after lineage and step without it.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub connect: Connect,
 }
 
 #[derive(Debug, Args)]
@@ -432,6 +483,23 @@ pub enum FoundFormat {
     Jsonl,
     /// TREC's run format.
     Trec,
+}
+
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// Ids of finished jobs or their unambiguous beginnings; the others are tested against the first.
+    #[arg(value_name = "ID", required = true)]
+    pub ids: Vec<String>,
+    /// Metric to show; the first job's deciding one without it.
+    #[arg(long)]
+    pub metric: Option<String>,
+    /// Read the jobs from this store instead of asking a coordinator, e.g. after `retort run`.
+    #[arg(long, value_name = "URL")]
+    pub store: Option<String>,
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
+    #[command(flatten)]
+    pub connect: Connect,
 }
 
 #[derive(Debug, Args)]

@@ -135,7 +135,7 @@ async fn of_coordinator(args: &ExportArgs) -> anyhow::Result<Result<(Store, JobI
 }
 
 /// The job in a store whose id begins with `prefix`.
-async fn of_store(url: &str, prefix: &str) -> anyhow::Result<(Store, JobId)> {
+pub async fn of_store(url: &str, prefix: &str) -> anyhow::Result<(Store, JobId)> {
     let store = Store::open(url)?;
     let reports = store.list("jobs").await?;
     let mut found: Vec<&str> = reports

@@ -1,6 +1,7 @@
 //! How fast and in how much memory a synthetic psgs_w100.tsv becomes shards in a store.
 //!
 //! usage: cargo bench --package retort-worker --bench shard -- [LINES] [THREADS] [FOLDER]
+#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use retort_common::artifact::{ArtifactReader, ArtifactWriter, Cache};
 use retort_common::ids::{AttemptNumber, Hasher};
@@ -114,6 +115,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         progress: &Silent,
         runtime: runtime.handle().clone(),
         encoders: &encoders,
+        seat: None,
     };
     let passages = vec![DataFile { file, format: Some(FileFormat::Psgs) }];
     let task = Task::ShardCorpus { passages, rows_per_shard: 16_384, max_bad_records: 0 };

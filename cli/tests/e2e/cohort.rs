@@ -96,7 +96,7 @@ fn a_worker_killed_inside_a_step_changes_no_bit() {
     cluster.workers[1].kill();
     let begun = Instant::now();
     at_work(&cluster, &id, 2);
-    println!("two workers go on {:?} after the third was killed at step {before}", begun.elapsed());
+    eprintln!("two workers go on {:?} after the third was killed at step {before}", begun.elapsed());
     cluster.add_worker("w4");
     let found = end(&cluster, &id);
     assert_eq!(&found, alone());
@@ -132,4 +132,34 @@ fn all_workers_killed_at_once_go_on_from_a_checkpoint() {
     cluster.add_worker("w3");
     assert_eq!(&end(&cluster, &id), alone());
     assert!(log(&cluster, &id).contains("resumed from the checkpoint of step"), "{}", log(&cluster, &id));
+}
+
+#[test]
+fn a_paused_job_goes_on_with_other_workers_and_the_same_weights() {
+    let (mut cluster, id) = submitted(1, &["w1", "w2"]);
+    at_work(&cluster, &id, 2);
+    cluster.check(&format!("pause {id}"), 0, &["PAUSED"]);
+    until("idle workers", || {
+        let listed = cluster.retort("worker list -o json").json();
+        listed["workers"].as_array()?.iter().all(|worker| worker["task"] == "").then_some(())
+    });
+    let listed = cluster.retort(&format!("checkpoint list {id} -o json")).json();
+    let open = listed["checkpoints"].as_array().unwrap().iter().filter(|one| one["final"] == false);
+    let steps: Vec<_> = open.map(|one| one["step"].as_u64().unwrap()).collect();
+    cluster.check(&format!("checkpoint verify {id}"), 0, &["ok"]);
+    cluster.check(
+        &format!("checkpoint download {id} --step {} --out state", steps.last().unwrap()),
+        0,
+        &["state"],
+    );
+    assert!(cluster.home.path().join("state").is_file());
+    cluster.workers.clear();
+    cluster.add_worker("w3");
+    cluster.check(&format!("resume {id}"), 0, &["RUNNING"]);
+    assert_eq!(&end(&cluster, &id), alone());
+    let listed = cluster.retort(&format!("checkpoint list {id} -o json")).json();
+    let finals = listed["checkpoints"].as_array().unwrap().iter().filter(|one| one["final"] == true);
+    let finals: BTreeSet<_> = finals.map(|one| one["weights_sha256"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(&finals, alone());
+    cluster.check(&format!("resume {id}"), 1, &["has ended"]);
 }

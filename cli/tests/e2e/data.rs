@@ -114,4 +114,8 @@ fn eval_gives_the_reports_figures_and_says_what_would_mislead() {
     home.retort(&format!("{eval} --metrics p@50")).expect(1, &["the longest list has"]);
     let others = format!("eval {folder}/runs/bm25.test.trec --qrels {folder}/qrels/dev.qrels");
     home.retort(&others).expect(1, &["no question in common"]);
+    let line = "run spec.toml --store store --workers 1 --set student=[] --set name=other --set baselines.bm25_k1=3.0";
+    home.retort(line).expect(0, &["bm25"]);
+    home.retort("compare tiny other --store store").expect(0, &["mrr@10", "ROW", "bm25", "P", "teacher"]);
+    home.retort("compare tiny --store store").expect(2, &["at least two"]);
 }

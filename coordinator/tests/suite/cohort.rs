@@ -3,7 +3,7 @@
 use crate::cluster::{Attempt, Cluster, DETECTION_MS, worker};
 use crate::sample;
 use retort_common::ids::JobId;
-use retort_coordinator::scheduler::{Fact, Outcome, view};
+use retort_coordinator::scheduler::{Fact, Input, Outcome, Refusal, view};
 
 /// A job whose first training, of four microbatches, is at work on these workers.
 fn training(names: &[&str]) -> (Cluster, JobId) {
@@ -313,4 +313,35 @@ fn cancelling_stops_members_and_those_that_stand_by() {
     assert!(cluster.state.running.is_empty());
     let facts = cluster.journal.iter().filter(|fact| matches!(fact, Fact::Withdrawn { .. })).count();
     assert_eq!(facts, 1);
+}
+
+#[test]
+fn a_paused_job_gets_no_work_until_it_is_resumed() {
+    let (mut cluster, job) = training(&["w1", "w2"]);
+    let pause =
+        |cluster: &mut Cluster, resume| cluster.feed(Input::Pause { job: job.clone(), resume }).unwrap();
+    assert!(matches!(pause(&mut cluster, true), Err(Refusal::NotPaused { .. })));
+    let stops = cluster.stops.len();
+    pause(&mut cluster, false).unwrap();
+    // Without force: the first member leaves a checkpoint.
+    let stopped: Vec<_> =
+        cluster.stops[stops..].iter().map(|(worker, _, force)| (worker.as_str(), *force)).collect();
+    assert_eq!(stopped, [("w1", false), ("w2", false)]);
+    assert_eq!(view::job(&cluster.state, &job, 0).unwrap().standing, view::Standing::Paused);
+    cluster.end_stopped();
+    cluster.pass(10_000, &[]);
+    assert!(cluster.state.running.is_empty());
+    assert!(pause(&mut cluster, false).is_ok(), "pausing twice is pausing");
+    // Others are not held up, even where they want the same task.
+    let other = cluster.submit("k", sample::full("j", 1));
+    cluster.work();
+    assert_eq!(cluster.outcome(&other), Some(Outcome::Succeeded));
+    assert_eq!(cluster.outcome(&job), None);
+    cluster.restart();
+    assert_eq!(view::job(&cluster.state, &job, 0).unwrap().standing, view::Standing::Paused);
+    cluster.hello("w1", "f1");
+    pause(&mut cluster, true).unwrap();
+    cluster.work();
+    assert!(matches!(pause(&mut cluster, false), Err(Refusal::Ended { .. })));
+    check_end(cluster, &job);
 }

@@ -2,13 +2,14 @@
 
 use super::error::ExchangeError;
 use super::link::Link;
-use super::registry::{GatherIn, Hub, Inbox, ReduceIn, lock};
+use super::registry::{Ended, GatherIn, Hub, Inbox, ReduceIn, lock};
 use super::roster::Roster;
 use super::{Inner, gather, reduce, state};
 use crate::training::tree::Wire;
 use bytes::Bytes;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -25,6 +26,17 @@ pub struct Cohort {
     watches: Vec<JoinHandle<()>>,
 }
 
+/// Where the time of a cohort's calls went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Until every peer's contribution had begun: the others were still computing.
+    pub waiting: Duration,
+    /// From then on.
+    pub exchanging: Duration,
+    /// Of that, additions and checksums of the own buckets.
+    pub summing: Duration,
+}
+
 /// What the calls of a generation share.
 pub struct Shared {
     pub hub: Arc<Hub>,
@@ -34,6 +46,7 @@ pub struct Shared {
     pub gathers: tokio::sync::Mutex<Turn<(u64, u32), GatherIn>>,
     pub reduces: tokio::sync::Mutex<Turn<u64, ReduceIn>>,
     spare: Mutex<Vec<Vec<f32>>>,
+    spent: Mutex<Spent>,
 }
 
 /// The contributions of one kind, which come in the order of their tags.
@@ -65,16 +78,11 @@ impl Shared {
         let wait = async {
             tokio::select! {
                 biased;
-                next = inbox.recv() => next.ok_or_else(|| self.over()),
+                next = inbox.recv() => next.ok_or_else(|| over(&self.hub.roster)),
                 gone = link.down() => Err(gone),
             }
         };
         link.within(what, wait).await?
-    }
-
-    fn over(&self) -> ExchangeError {
-        let Roster { lineage, generation, .. } = &self.hub.roster;
-        ExchangeError::Over { lineage: lineage.clone(), generation: *generation }
     }
 
     /// A buffer of a length, whatever is in it.
@@ -86,12 +94,24 @@ impl Shared {
         }
     }
 
+    /// Notes where a call's time went.
+    pub fn note(&self, begun: Instant, waiting: Duration, summing: Duration) {
+        let mut spent = lock(&self.spent);
+        spent.waiting += waiting;
+        spent.exchanging += begun.elapsed().saturating_sub(waiting);
+        spent.summing += summing;
+    }
+
     /// Keeps a buffer for later.
     pub fn recycle(&self, buffer: Vec<f32>) {
         let mut spare = lock(&self.spare);
         spare.insert(0, buffer);
         spare.truncate(MAX_SPARE);
     }
+}
+
+fn over(roster: &Roster) -> ExchangeError {
+    ExchangeError::Over { lineage: roster.lineage.clone(), generation: roster.generation }
 }
 
 /// Ends a task whose result nobody waits for any more.
@@ -127,6 +147,7 @@ impl Cohort {
             gathers: tokio::sync::Mutex::new(Turn { last: None, inboxes: gathers }),
             reduces: tokio::sync::Mutex::new(Turn { last: None, inboxes: reduces }),
             spare: Mutex::new(Vec::new()),
+            spent: Mutex::new(Spent::default()),
         };
         Self { exchange, shared: Arc::new(shared), watches }
     }
@@ -159,6 +180,11 @@ impl Cohort {
         self.shared.recycle(buffer);
     }
 
+    /// Where the time of the calls since the last question went.
+    pub fn take_spent(&self) -> Spent {
+        std::mem::take(&mut lock(&self.shared.spent))
+    }
+
     /// Serves a state to the members of this generation until it is over.
     pub fn publish_state(&self, state: Bytes) {
         self.shared.hub.state.send_replace(Some(state));
@@ -181,11 +207,14 @@ impl Cohort {
         let hub = self.shared.hub.clone();
         let mut task = AbortOnDrop(self.exchange.runtime.spawn(async move {
             let outcome = call.await;
-            if let Err(error) = &outcome {
-                hub.blame(&error.to_string());
-                hub.leave();
+            let Err(error) = outcome else { return outcome };
+            // Whatever went wrong, it did because this worker has gone on.
+            if let Some(Ended::Superseded(_)) = hub.has_ended() {
+                return Err(over(&hub.roster));
             }
-            outcome
+            hub.blame(&error.to_string());
+            hub.leave();
+            Err(error)
         }));
         match (&mut task.0).await {
             Ok(outcome) => outcome,

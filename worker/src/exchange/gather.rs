@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use futures::future::{try_join, try_join_all};
 use futures::stream;
 use retort_common::proto;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -29,6 +30,7 @@ pub async fn run(shared: &Shared, tag: Tag, mine: Bytes) -> Result<Vec<Bytes>, E
         let text = format!("{} bytes are more than a member may give, {MAX_BYTES}", mine.len());
         return Err(ExchangeError::Misuse(text));
     }
+    let begun = Instant::now();
     let chunks: Vec<Chunk> = chunks(&mine).collect();
     let sends = shared.links.iter().flatten().map(|link| send(link, tag, &mine, &chunks));
     let receives = turn.inboxes.iter_mut().zip(&shared.links).map(|(inbox, link)| {
@@ -36,12 +38,14 @@ pub async fn run(shared: &Shared, tag: Tag, mine: Bytes) -> Result<Vec<Bytes>, E
         async move {
             match (inbox, link) {
                 (Some(inbox), Some(link)) => receive(shared, link, inbox, tag).await,
-                _ => Ok(mine),
+                _ => Ok((mine, begun)),
             }
         }
     });
     let (_, gathered) = try_join(try_join_all(sends), try_join_all(receives)).await?;
-    Ok(gathered)
+    let last = gathered.iter().map(|(_, came)| *came).max().unwrap_or(begun);
+    shared.note(begun, last - begun, Duration::ZERO);
+    Ok(gathered.into_iter().map(|(bytes, _)| bytes).collect())
 }
 
 /// Bytes as chunks that refer to them.
@@ -72,8 +76,9 @@ async fn receive(
     link: &Link,
     inbox: &mut mpsc::Receiver<GatherIn>,
     tag: Tag,
-) -> Result<Bytes, ExchangeError> {
+) -> Result<(Bytes, Instant), ExchangeError> {
     let mut gather = shared.next(link, inbox, "contribution").await?;
+    let came = Instant::now();
     let taken = take(link, &mut gather, tag).await;
     let answer = match &taken {
         Ok(_) => Ok(()),
@@ -81,7 +86,7 @@ async fn receive(
     };
     // A peer that does not wait for the answer has gone, which the next exchange finds.
     let _ = gather.reply.send(answer);
-    taken
+    taken.map(|bytes| (bytes, came))
 }
 
 async fn take(link: &Link, gather: &mut GatherIn, tag: Tag) -> Result<Bytes, ExchangeError> {

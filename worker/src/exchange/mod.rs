@@ -32,7 +32,7 @@ pub mod wire;
 mod tests;
 
 pub use crate::training::tree::Wire;
-pub use cohort::Cohort;
+pub use cohort::{Cohort, Spent};
 pub use error::ExchangeError;
 pub use roster::{Member, Roster, RosterError};
 

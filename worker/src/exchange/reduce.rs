@@ -15,6 +15,7 @@ use futures::stream;
 use retort_common::proto;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -24,6 +25,7 @@ pub async fn run(
     step: u64,
     partials: Vec<(Range<u32>, Vec<f32>)>,
 ) -> Result<Vec<f32>, ExchangeError> {
+    let begun = Instant::now();
     let mut turn = shared.reduces.lock().await;
     turn.begin(step)?;
     let roster = &shared.hub.roster;
@@ -48,7 +50,9 @@ pub async fn run(
     }
     let own = own.expect("the own rank has no link");
     let owner = Owner { shared, plan: &plan, mine: &mine };
-    try_join(try_join_all(gets), owner.serve(step, &mut turn.inboxes, own)).await?;
+    let (_, (came, summing)) =
+        try_join(try_join_all(gets), owner.serve(step, &mut turn.inboxes, own)).await?;
+    shared.note(begun, came.saturating_duration_since(begun), summing);
     // Nobody refers to them any more: every sum has come, so every partial sum has gone.
     mine.into_iter().filter_map(wire::Shared::into_inner).for_each(|buffer| shared.recycle(buffer));
     Ok(out)
@@ -204,11 +208,12 @@ impl Owner<'_> {
         step: u64,
         inboxes: &mut [Option<mpsc::Receiver<ReduceIn>>],
         out: &mut [f32],
-    ) -> Result<(), ExchangeError> {
+    ) -> Result<(Instant, Duration), ExchangeError> {
         if out.is_empty() {
-            return Ok(());
+            return Ok((Instant::now(), Duration::ZERO));
         }
         let mut peers = self.open(step, inboxes).await?;
+        let came = Instant::now();
         let outcome = self.sum(&mut peers, out).await;
         if let Err(error) = &outcome {
             // The peers that the error names hear it; the others learn that the generation is over.
@@ -218,7 +223,7 @@ impl Owner<'_> {
                 let _ = peer.stream.reply.try_send(Part::Frame(frame::status_frame(status)));
             }
         }
-        outcome
+        outcome.map(|summing| (came, summing))
     }
 
     /// Waits for every peer's stream; by rank, nothing at the own one.
@@ -249,10 +254,15 @@ impl Owner<'_> {
         try_join_all(opens).await
     }
 
-    async fn sum(&self, peers: &mut [Option<Incoming<'_>>], out: &mut [f32]) -> Result<(), ExchangeError> {
+    async fn sum(
+        &self,
+        peers: &mut [Option<Incoming<'_>>],
+        out: &mut [f32],
+    ) -> Result<Duration, ExchangeError> {
         let rank = self.shared.hub.roster.rank;
         let start = self.plan.owned(rank).start;
         let (sources, fold) = (self.plan.sources(), self.plan.fold());
+        let mut summing = Duration::ZERO;
         let mut chunks: Vec<Bytes> = Vec::with_capacity(sources.len());
         for bucket in self.plan.buckets(rank) {
             chunks.clear();
@@ -262,9 +272,11 @@ impl Owner<'_> {
                     chunks.push(peer.next(self.plan.wire(), &bucket, node).await?);
                 }
             }
+            let begun = Instant::now();
             let sum = self.fold(&fold, &sources, &chunks, &bucket)?;
             out[bucket.start - start..bucket.end - start].copy_from_slice(&sum);
             let chunk = Chunk::new(bucket.start as u64, 0, wire::encode(self.plan.wire(), sum));
+            summing += begun.elapsed();
             for peer in peers.iter_mut().flatten() {
                 peer.reply(Part::Chunk(chunk.clone())).await?;
             }
@@ -275,7 +287,7 @@ impl Owner<'_> {
         for peer in peers.iter_mut().flatten() {
             peer.reply(Part::Frame(frame::all_well())).await?;
         }
-        Ok(())
+        Ok(summing)
     }
 
     /// One bucket's sum in tree order, which must be finite.

@@ -2,14 +2,14 @@
 
 use super::bench::{Content, Produced, TaskError, Workbench};
 use super::evaluate::{EVALUATION, Figures};
-use super::mine::AUDIT;
+use super::mine::{AUDIT, CASES};
 use super::student::curve;
 use crate::export::catalog::{CATALOG, Catalog, CatalogRow};
 use crate::metrics::significance::randomization_test;
 use crate::mining::{Audit, GapHistogram};
 use crate::report::{
     BadRecords, Comparison, FilterCount, Histogram, Kind, NegativesAudit, Phase, ReportData, Row, Shortfall,
-    StageTime, Training, model_card, render_html, render_json, render_table,
+    StageTime, Training, event_file, model_card, render_html, render_json, render_table,
 };
 use retort_common::task::{ArtifactId, ReportRow, Task};
 use serde_json::json;
@@ -36,6 +36,12 @@ pub fn report(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError>
             copy(bench, export, &folder, &format!("models/{}/", row.name))?;
         }
         bench.progress.progress(0, 0, &row.name);
+    }
+    for Training { student, phases } in &data.training {
+        for (number, phase) in phases.iter().enumerate() {
+            let name = format!("tensorboard/{student}/phase-{}/events.out.tfevents.0.retort", number + 1);
+            bench.wait(store.put(&format!("{folder}/{name}"), event_file(&phase.steps).into()))?;
+        }
     }
     let catalog = catalog(task, &data, &chosen)?;
     for (student, card) in &catalog.cards {
@@ -83,7 +89,7 @@ fn catalog(task: &Task, data: &ReportData, chosen: &[usize]) -> Result<Catalog, 
         queries: sources.queries.clone(),
         train: sources.train.clone(),
         judged: dev.iter().chain(test).cloned().collect(),
-        negatives: negatives.clone(),
+        negatives: negatives.first().map(|(_, artifact)| artifact.clone()),
         rows: rows.iter().zip(chosen).map(row).collect(),
         cards: students.map(|row| (row.name.clone(), model_card(data, &row.name))).collect(),
     })
@@ -155,7 +161,10 @@ fn gather(bench: &Workbench<'_>, task: &Task) -> Result<(ReportData, Vec<usize>)
             .iter()
             .map(|(student, phases)| training_curves(bench, student, phases))
             .collect::<Result<_, _>>()?,
-        negatives: negatives.as_ref().map(|artifact| negatives_audit(bench, artifact)).transpose()?,
+        negatives: negatives
+            .iter()
+            .map(|(source, artifact)| negatives_audit(bench, source, artifact))
+            .collect::<Result<_, _>>()?,
         bad_records: bad_records(bench, [&sources.passages.artifact, &sources.queries.artifact])?,
     };
     Ok((data, chosen))
@@ -252,7 +261,11 @@ fn training_curves(
     Ok(Training { student: student.to_owned(), phases })
 }
 
-fn negatives_audit(bench: &Workbench<'_>, artifact: &ArtifactId) -> Result<NegativesAudit, TaskError> {
+fn negatives_audit(
+    bench: &Workbench<'_>,
+    source: &str,
+    artifact: &ArtifactId,
+) -> Result<NegativesAudit, TaskError> {
     let audit: Audit = bench.json(artifact, AUDIT)?;
     let filters = &audit.filters;
     let counted = [
@@ -267,6 +280,7 @@ fn negatives_audit(bench: &Workbench<'_>, artifact: &ArtifactId) -> Result<Negat
     ];
     let edges = GapHistogram::edges();
     Ok(NegativesAudit {
+        source: source.to_owned(),
         questions: audit.queries,
         candidates: filters.considered,
         kept: audit.chosen,
@@ -281,6 +295,6 @@ fn negatives_audit(bench: &Workbench<'_>, artifact: &ArtifactId) -> Result<Negat
             counts: audit.gaps.counts.get(1..edges.len()).map(<[u64]>::to_vec).unwrap_or_default(),
             edges,
         },
-        suspicious: Vec::new(),
+        suspicious: bench.json(artifact, CASES)?,
     })
 }

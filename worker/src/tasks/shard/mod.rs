@@ -1,7 +1,7 @@
 //! Input files to numbered tables.
 //!
-//! - [`corpus()`]: passages
-//! - [`queries()`]: questions, judgements, given negatives and scores
+//! - `corpus`: passages
+//! - `queries`: questions, judgements, given negatives and scores
 
 mod corpus;
 mod gather;
