@@ -36,6 +36,8 @@ pub enum Verb {
     Wait(WaitArgs),
     /// End a job.
     Cancel(CancelArgs),
+    /// Look at a job's mined negatives.
+    Negatives(NegativesArgs),
     /// Stop a job's work until it is resumed; trainings leave a checkpoint.
     Pause(GetArgs),
     /// Let a paused job go on, with whatever workers there are then.
@@ -247,6 +249,32 @@ pub struct CancelArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct NegativesArgs {
+    #[command(subcommand)]
+    pub verb: NegativesVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NegativesVerb {
+    /// Show what mining kept and why it dropped the rest: counts of the filters, gaps between the scores of positives
+    /// and negatives, and the cases that look most like positives, with their texts.
+    Report(NegativesReportArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct NegativesReportArgs {
+    /// The job's id or its unambiguous beginning.
+    pub id: String,
+    /// Suspicious cases to show of each mining.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub cases: usize,
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: ReportFormat,
+    #[command(flatten)]
+    pub connect: Connect,
+}
+
+#[derive(Debug, Args)]
 pub struct CheckpointArgs {
     #[command(subcommand)]
     pub verb: CheckpointVerb,
@@ -256,6 +284,27 @@ pub struct CheckpointArgs {
 pub enum CheckpointVerb {
     /// List the checkpoints of a job's trainings, and the weights of those that are done.
     List(GetArgs),
+    /// Read every checkpoint from the store and compare it with its digest; exits with 1 where one is damaged.
+    Verify(GetArgs),
+    /// Copy a checkpoint to a file.
+    Download(CheckpointDownloadArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct CheckpointDownloadArgs {
+    /// The job's id or its unambiguous beginning.
+    pub id: String,
+    /// The checkpoint's step.
+    #[arg(long, value_name = "N")]
+    pub step: u64,
+    /// The training's lineage or its beginning, where several have a checkpoint of that step.
+    #[arg(long, value_name = "NAME")]
+    pub lineage: Option<String>,
+    /// File to write; named after lineage and step without it.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub connect: Connect,
 }
 
 #[derive(Debug, Args)]
@@ -343,7 +392,7 @@ pub struct WorkerStart {
     /// Most bytes kept in the cache, e.g. 20GB.
     #[arg(long, value_name = "N", default_value = "10GB", value_parser = bytes)]
     pub cache_bytes: u64,
-    /// Silence after which the coordinator counts as lost, e.g. 5s.
+    /// Silence after which the coordinator or a worker in the same training counts as lost, e.g. 5s.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub failure_detection: Duration,
     /// Address on which workers that train together reach this one; port 0 takes a free one.

@@ -5,15 +5,18 @@
 //! - [`dataset`]: a look into data sets, without a cluster
 //! - [`compare`]: finished jobs side by side
 //! - [`eval`]: metrics of run files, without a cluster
+//! - [`checkpoint`]: the verbs for checkpoints
 //! - [`run`]: a whole cluster on this machine, for one job
 //! - [`export`]: results in the formats of other programs
 //! - [`local`]: verbs that need no cluster
 //! - [`serve`]: the coordinator's and the worker's process
 //! - [`config`]: where the coordinator is
+//! - [`negatives`]: the audits of mined negatives
 //! - [`output`]: tables and JSON
 //! - [`exit`]: exit codes
 
 mod args;
+mod checkpoint;
 mod compare;
 mod config;
 mod dataset;
@@ -21,12 +24,13 @@ mod eval;
 mod exit;
 mod export;
 mod local;
+mod negatives;
 mod output;
 mod run;
 mod serve;
 mod verbs;
 
-use args::{CheckpointArgs, CheckpointVerb, Cli, Verb, WorkerVerb};
+use args::{Cli, NegativesVerb, Verb, WorkerVerb};
 use clap::Parser;
 use exit::Exit;
 use std::process::ExitCode;
@@ -70,11 +74,12 @@ async fn dispatch(verb: Verb) -> anyhow::Result<Exit> {
         Verb::Logs(args) => verbs::logs(args).await,
         Verb::Wait(args) => verbs::wait(args).await,
         Verb::Cancel(args) => verbs::cancel(args).await,
+        Verb::Negatives(args) => match args.verb {
+            NegativesVerb::Report(report) => negatives::report(report).await,
+        },
         Verb::Pause(args) => verbs::pause(args, false).await,
         Verb::Resume(args) => verbs::pause(args, true).await,
-        Verb::Checkpoint(CheckpointArgs { verb: CheckpointVerb::List(args) }) => {
-            verbs::checkpoint_list(args).await
-        }
+        Verb::Checkpoint(args) => checkpoint::checkpoint(args.verb).await,
         Verb::Export(args) => export::export(args).await,
         Verb::Worker(args) => match args.verb {
             Some(WorkerVerb::List(list)) => verbs::worker_list(list, &args.start.connect).await,

@@ -237,12 +237,6 @@ pub async fn pause(args: GetArgs, resume: bool) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-pub async fn checkpoint_list(args: GetArgs) -> anyhow::Result<Exit> {
-    let checkpoints = config::client(&args.connect)?.checkpoints(&args.id).await?;
-    output::checkpoints(&checkpoints, args.output)?;
-    Ok(Exit::Ok)
-}
-
 pub async fn worker_list(args: WorkerListArgs, outer: &Connect) -> anyhow::Result<Exit> {
     let connect = if args.connect.coordinator.is_empty() { outer } else { &args.connect };
     output::workers(&config::client(connect)?.workers().await?, args.output)?;

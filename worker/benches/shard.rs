@@ -1,6 +1,7 @@
 //! How fast and in how much memory a synthetic psgs_w100.tsv becomes shards in a store.
 //!
 //! usage: cargo bench --package retort-worker --bench shard -- [LINES] [THREADS] [FOLDER]
+#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use retort_common::artifact::{ArtifactReader, ArtifactWriter, Cache};
 use retort_common::ids::{AttemptNumber, Hasher};

@@ -31,29 +31,46 @@ impl Default for AdamWConfig {
     }
 }
 
+/// A range of the flat vector that is treated alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Where it lies.
+    pub range: Range<usize>,
+    /// Whether weight decay applies.
+    pub decay: bool,
+    /// Whether it stays as it is; its gradient does not count, either.
+    pub frozen: bool,
+}
+
 /// AdamW (Loshchilov and Hutter, 2019) as `torch.optim.AdamW` computes it, on one flat vector.
 #[derive(Clone, Debug)]
 pub struct AdamW {
     config: AdamWConfig,
-    decayed: Vec<(Range<usize>, bool)>,
+    groups: Vec<Group>,
     step: u64,
     first: Vec<f32>,
     second: Vec<f32>,
 }
 
 impl AdamW {
-    /// An optimiser with zero moments. `decayed` says for consecutive ranges, which cover the whole vector, whether
-    /// weight decay applies; `ParamLayout::decayed` makes it.
+    /// An optimiser with zero moments. The groups follow each other and cover the whole vector.
     ///
     /// # Panics
-    /// When the ranges are not consecutive from zero.
-    pub fn new(config: AdamWConfig, decayed: Vec<(Range<usize>, bool)>) -> Self {
+    /// When the groups are not consecutive from zero.
+    pub fn new(config: AdamWConfig, groups: Vec<Group>) -> Self {
         let mut len = 0;
-        for (range, _) in &decayed {
-            assert_eq!(range.start, len, "ranges of weight decay must be consecutive");
+        for Group { range, .. } in &groups {
+            assert_eq!(range.start, len, "groups of parameters must be consecutive");
             len = range.end;
         }
-        Self { config, decayed, step: 0, first: vec![0.0; len], second: vec![0.0; len] }
+        Self { config, groups, step: 0, first: vec![0.0; len], second: vec![0.0; len] }
+    }
+
+    /// Sets the gradient of frozen groups to zero, so that the global norm is that of what is trained.
+    pub fn clear_frozen(&self, grads: &mut [f32]) {
+        for group in self.groups.iter().filter(|group| group.frozen) {
+            grads[group.range.clone()].fill(0.0);
+        }
     }
 
     /// Puts back the state of a checkpoint.
@@ -97,8 +114,8 @@ impl AdamW {
         let (keep1, new1) = (beta1 as f32, (1.0 - beta1) as f32);
         let (keep2, new2) = (beta2 as f32, (1.0 - beta2) as f32);
         let (correction2, eps) = (correction2 as f32, eps as f32);
-        for (range, decays) in &self.decayed {
-            let shrink = if *decays { (1.0 - lr * weight_decay) as f32 } else { 1.0 };
+        for Group { range, decay, .. } in self.groups.iter().filter(|group| !group.frozen) {
+            let shrink = if *decay { (1.0 - lr * weight_decay) as f32 } else { 1.0 };
             let params = params[range.clone()].iter_mut();
             let first = self.first[range.clone()].iter_mut();
             let second = self.second[range.clone()].iter_mut();
@@ -211,6 +228,10 @@ fn cosine_of_half_turns(x: f64) -> f64 {
 mod tests {
     use super::*;
 
+    fn group(range: Range<usize>, decay: bool) -> Group {
+        Group { range, decay, frozen: false }
+    }
+
     fn near(found: f64, wanted: f64, tolerance: f64) {
         assert!((found - wanted).abs() <= tolerance, "{found} is not {wanted}");
     }
@@ -235,7 +256,7 @@ mod tests {
     #[test]
     fn adamw_follows_the_formula_and_its_decay_mask() {
         let config = AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() };
-        let mut optimizer = AdamW::new(config, vec![(0..1, true), (1..2, false)]);
+        let mut optimizer = AdamW::new(config, vec![group(0..1, true), group(1..2, false)]);
         let mut params = [0.5f32, -0.25];
         let grads = [[0.1, -0.3], [0.2, 0.05], [-0.4, 0.0]];
         for grad in grads {
@@ -246,24 +267,83 @@ mod tests {
             near(f64::from(params[index]), reference(config, 0.01, start, &series, index == 0), 1e-6);
         }
         // The first step of Adam has size lr whatever the gradient's scale.
-        let mut first = AdamW::new(AdamWConfig { weight_decay: 0.0, ..config }, vec![(0..1, true)]);
+        let mut first = AdamW::new(AdamWConfig { weight_decay: 0.0, ..config }, vec![group(0..1, true)]);
         let mut param = [1.0f32];
         first.step(&mut param, &[1e-3], 0.5);
         near(f64::from(param[0]), 0.5, 1e-5);
     }
 
     #[test]
+    fn training_agrees_with_pytorch() {
+        // torch 2.9.1: AdamW with a second group without decay, clip_grad_norm_ and transformers' get_scheduler.
+        let check = |config: AdamWConfig, schedule: Schedule, max_norm: f64, wanted: [f64; 7]| {
+            let mut optimizer = AdamW::new(config, vec![group(0..4, true), group(4..6, false)]);
+            let mut params = [0.5f32, -0.25, 1.5, 0.0, 0.125, -2.0];
+            let mut norm = 0.0;
+            for t in 0..schedule.total_steps {
+                let mut grads: [f32; 6] =
+                    std::array::from_fn(|i| ((((i as u64 * 7 + t * 5) % 11) as f64 - 5.0) * 0.37) as f32);
+                norm = clip_global_norm(&mut grads, max_norm);
+                optimizer.step(&mut params, &grads, schedule.at(t));
+            }
+            for (found, wanted) in params.iter().map(|p| f64::from(*p)).chain([norm]).zip(wanted) {
+                near(found, wanted, 2e-6);
+            }
+        };
+        check(
+            AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() },
+            Schedule { kind: ScheduleKind::Linear, warmup_steps: 3, total_steps: 25, lr: 0.05 },
+            1.0,
+            [
+                0.463_073_998_7,
+                -0.189_177_066_1,
+                1.448_251_128_2,
+                -0.080_696_746_7,
+                0.111_462_034_3,
+                -1.913_477_063_2,
+                3.028_580_427_2,
+            ],
+        );
+        check(
+            AdamWConfig { beta1: 0.8, beta2: 0.95, eps: 1e-4, weight_decay: 0.01 },
+            Schedule { kind: ScheduleKind::Cosine, warmup_steps: 5, total_steps: 40, lr: 0.02 },
+            2.5,
+            [
+                0.495_753_884_3,
+                -0.242_333_724_8,
+                1.501_573_443_4,
+                -0.007_145_186_4,
+                0.113_728_225_2,
+                -1.983_259_320_3,
+                3.051_098_108_3,
+            ],
+        );
+    }
+
+    #[test]
     fn a_restored_optimizer_goes_on_with_the_same_bits() {
-        let mut whole = AdamW::new(AdamWConfig::default(), vec![(0..3, true)]);
+        let mut whole = AdamW::new(AdamWConfig::default(), vec![group(0..3, true)]);
         let mut params = vec![0.1f32, 0.2, 0.3];
         whole.step(&mut params, &[0.3, -0.1, 0.2], 1e-3);
-        let mut resumed = AdamW::new(AdamWConfig::default(), vec![(0..3, true)]);
+        let mut resumed = AdamW::new(AdamWConfig::default(), vec![group(0..3, true)]);
         let (first, second) = whole.moments();
         resumed.restore(whole.steps(), first.to_vec(), second.to_vec());
         let mut copy = params.clone();
         whole.step(&mut params, &[0.1, 0.1, 0.1], 1e-3);
         resumed.step(&mut copy, &[0.1, 0.1, 0.1], 1e-3);
         assert_eq!(params, copy);
+    }
+
+    #[test]
+    fn a_frozen_group_stays_and_does_not_count() {
+        let groups = vec![group(0..1, true), Group { frozen: true, ..group(1..3, true) }];
+        let mut optimizer = AdamW::new(AdamWConfig::default(), groups);
+        let (mut params, mut grads) = ([0.5f32; 3], [3.0f32, 40.0, 0.0]);
+        optimizer.clear_frozen(&mut grads);
+        near(clip_global_norm(&mut grads, 10.0), 3.0, 1e-12);
+        optimizer.step(&mut params, &grads, 0.1);
+        assert!(params[0] < 0.5 && params[1..] == [0.5; 2]);
+        assert_eq!(optimizer.moments().0[1..], [0.0; 2]);
     }
 
     #[test]

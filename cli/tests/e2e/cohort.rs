@@ -145,7 +145,14 @@ fn a_paused_job_goes_on_with_other_workers_and_the_same_weights() {
     });
     let listed = cluster.retort(&format!("checkpoint list {id} -o json")).json();
     let open = listed["checkpoints"].as_array().unwrap().iter().filter(|one| one["final"] == false);
-    assert!(open.count() > 0, "{listed}");
+    let steps: Vec<_> = open.map(|one| one["step"].as_u64().unwrap()).collect();
+    cluster.check(&format!("checkpoint verify {id}"), 0, &["ok"]);
+    cluster.check(
+        &format!("checkpoint download {id} --step {} --out state", steps.last().unwrap()),
+        0,
+        &["state"],
+    );
+    assert!(cluster.home.path().join("state").is_file());
     cluster.workers.clear();
     cluster.add_worker("w3");
     cluster.check(&format!("resume {id}"), 0, &["RUNNING"]);

@@ -167,6 +167,11 @@ fn another_job_on_a_cluster_by_hand_computes_only_what_is_new() {
     let after = finished(&store);
     assert!(before.iter().all(|(task, made)| after.get(task) == Some(made)), "no artifact was made again");
 
+    let audit = ["negatives from teacher, bm25", "removed by filter", "most suspicious negatives (2 of"];
+    cluster.check("negatives report other --cases 2", 0, &audit);
+    let audits = cluster.retort("negatives report other -o json").expect(0, &[]).json();
+    check_keys(&audits["negatives"][0], &["source", "filters", "gaps", "shortfall", "suspicious"]);
+    cluster.check("negatives report nobody", 102, &["nobody"]);
     cluster.check("describe other", 0, &["state:       SUCCEEDED", "CACHED", "train"]);
     cluster.check(&format!("logs {id}"), 0, &["accepted"]);
     cluster.check(&format!("logs {id} --follow -o jsonl"), 0, &["\"message\":"]);
@@ -190,4 +195,35 @@ fn another_job_on_a_cluster_by_hand_computes_only_what_is_new() {
     cluster.retort("cancel long").expect(0, &["CANCELLED"]);
     cluster.retort("wait long").expect(103, &["CANCELLED"]);
     cluster.retort("submit spec.toml --name last --set evaluate.depth=25 --follow").expect(0, &["SUCCEEDED"]);
+}
+
+/// A student that mines anew while it trains, with dropout and with parameters of the loss's own, has the same weights
+/// on one worker as on three.
+#[test]
+fn fresh_negatives_give_the_same_student_on_any_cluster() {
+    let sets = "--set student.1.phase.1.refresh_every=2 --set student.1.phase.1.dropout=0.1 \
+                --set student.1.phase.1.steps=7 --set student.0.phase.0.negatives_from=[\"bm25\"] \
+                --set student.1.phase.1.freeze_embeddings=true \
+                --set student.0.phase.0.loss=[{kind=\"info_nce\",temperature=0.1,learn_temperature=true}]";
+    let train = |workers: usize| {
+        let home = Home::new();
+        fixture::write(home.path());
+        let store = home.path().join("store");
+        let line = format!("run spec.toml --store store --workers {workers} {sets}");
+        home.retort(&line).expect(0, &["report.json"]);
+        let (folder, json) = report(&store);
+        let mined: Vec<_> = json["negatives"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|audit| audit["source"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(mined, ["bm25", "teacher, bm25", "encoder-8 at step 2", "encoder-8 at step 4"]);
+        let case = &json["negatives"][0]["suspicious"][0];
+        check_keys(case, &["query", "positive", "negative", "positive_score", "negative_score"]);
+        ["head-8", "encoder-8"].map(|student| {
+            std::fs::read(folder.join("models").join(student).join("2_Dense/model.safetensors")).unwrap()
+        })
+    };
+    assert_eq!(train(1), train(3));
 }

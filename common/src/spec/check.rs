@@ -1,9 +1,8 @@
 //! Contradictions between the keys of a spec, found before anything runs.
 
 use super::baselines::row_name;
-use super::{
-    CodeKind, JobSpec, LossKind, LossScope, LossSpec, PhaseData, PhaseSpec, StudentKind, StudentSpec,
-};
+use super::check_loss::check_loss;
+use super::{CodeKind, JobSpec, LossKind, MiningSource, PhaseData, PhaseSpec, StudentKind, StudentSpec};
 use std::collections::BTreeSet;
 
 /// Keys that contradict each other or a value out of its range.
@@ -16,7 +15,7 @@ pub struct ContradictionError {
     pub message: String,
 }
 
-type Check = Result<(), ContradictionError>;
+pub(super) type Check = Result<(), ContradictionError>;
 
 /// Most bytes of a passage's code.
 const LARGEST_CODE: u32 = 1024;
@@ -25,8 +24,9 @@ const LARGEST_COUNT: u32 = 1 << 20;
 const LARGEST_DIM: u32 = 1 << 16;
 const LARGEST_TOKENS: u32 = 8192;
 const MOST_SAMPLES: u32 = 1024;
+const MOST_REFRESHES: u32 = 1000;
 
-fn ensure(holds: bool, path: &[&str], message: impl Into<String>) -> Check {
+pub(super) fn ensure(holds: bool, path: &[&str], message: impl Into<String>) -> Check {
     if holds {
         return Ok(());
     }
@@ -174,7 +174,14 @@ fn check_mining(spec: &JobSpec) -> Check {
     within(mining.depth, 1, 10_000, &["mining", "depth"])?;
     within(mining.from_rank, 1, mining.depth, &["mining", "from_rank"])?;
     within(mining.per_query, 1, mining.depth, &["mining", "per_query"])?;
-    ensure(!mining.from.is_empty(), &["mining", "from"], "name at least one of \"teacher\", \"bm25\"")?;
+    let named = mining.from.iter().all(|source| !matches!(source, MiningSource::Student(_)));
+    let message = "name at least one of \"teacher\", \"bm25\"; a student goes under a phase's negatives_from";
+    ensure(!mining.from.is_empty() && named, &["mining", "from"], message)?;
+    let window = (mining.depth - mining.from_rank + 1).saturating_mul(mining.from.len() as u32);
+    let message = format!("the lists have only {window} ranks from from_rank on: raise `depth`");
+    ensure(mining.per_query <= window, &["mining", "per_query"], message)?;
+    let finite = mining.ceiling.is_none_or(f64::is_finite);
+    ensure(finite, &["mining", "ceiling"], "must be finite")?;
     ensure(mining.margin >= 0.0, &["mining", "margin"], "must not be negative")?;
     ensure((0.0..=1.0).contains(&mining.ratio), &["mining", "ratio"], "must lie between 0 and 1")
 }
@@ -315,6 +322,7 @@ fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&
     ensure(phase.weight_decay >= 0.0, &key("weight_decay"), "must not be negative")?;
     ensure(phase.clip_norm >= 0.0, &key("clip_norm"), "must not be negative")?;
     within(phase.checkpoint_every, 1, u32::MAX, &key("checkpoint_every"))?;
+    check_optimizer(student, phase, at)?;
     let teacher = phase.signal == "teacher";
     let head = earlier_head(spec, student, &phase.signal);
     ensure(teacher || head.is_some(), &key("signal"), "must be \"teacher\" or the name of an earlier head")?;
@@ -342,49 +350,61 @@ fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&
             ensure(phase.unlabelled == 0.0 || kl, &key("unlabelled"), message)?;
         }
     }
+    check_sources(spec, student, phase, &key("negatives_from"))?;
     ensure(!phase.loss.is_empty(), &key("loss"), "needs at least one term, e.g. [{ kind = \"kl\" }]")?;
+    // The signal's dimensions, where the spec tells them; a student has its own, or those of its model.
+    let signal = if teacher { None } else { head.and_then(|head| head.dim) };
     for loss in &phase.loss {
-        check_loss(phase, loss, &key("loss"))?;
-        let embedding = matches!(loss.kind, LossKind::EmbeddingMse | LossKind::EmbeddingCosine);
-        let same = head.is_none_or(|head| head.dim == student.dim);
-        ensure(
-            !embedding || same,
-            &key("signal"),
-            "an embedding loss needs a signal of the student's own `dim`",
-        )?;
-        let reduced = teacher && student.dim.is_some();
-        let message = "the teacher's vectors have more dimensions: name an earlier head of the same `dim`";
-        ensure(!(embedding && reduced), &key("signal"), message)?;
+        check_loss(student, phase, signal, loss, &key("loss"))?;
     }
     Ok(())
 }
 
-fn check_loss(phase: &PhaseSpec, loss: &LossSpec, at: &[&str]) -> Check {
-    let name = format!("{:?}", loss.kind);
-    ensure(loss.weight > 0.0 && loss.weight.is_finite(), at, format!("{name}: weight must be above 0"))?;
-    let temperatures = matches!(loss.kind, LossKind::InfoNce | LossKind::Kl);
-    let positive = |value: Option<f64>| value.is_none_or(|value| value > 0.0 && value.is_finite());
-    ensure(temperatures || loss.temperature.is_none(), at, format!("{name} has no temperature"))?;
-    ensure(temperatures || loss.scope.is_none(), at, format!("{name} has no scope"))?;
-    let kl = loss.kind == LossKind::Kl;
-    ensure(kl || loss.teacher_temperature.is_none(), at, format!("{name} has no teacher_temperature"))?;
-    ensure(
-        positive(loss.temperature) && positive(loss.teacher_temperature),
-        at,
-        format!("{name}: temperatures must be above 0"),
-    )?;
-    let pairs = matches!(loss.kind, LossKind::InfoNce | LossKind::Kl | LossKind::MarginMse);
-    ensure(
-        !pairs || phase.data == PhaseData::Queries,
-        at,
-        format!("{name} compares pairs: use data = \"queries\""),
-    )?;
-    let alone = pairs && phase.batch == 1 && phase.negatives + phase.corpus_samples == 0;
-    ensure(!alone, at, format!("{name} has nothing to compare with: raise `batch` or `negatives`"))?;
-    let listed = loss.kind == LossKind::MarginMse || loss.scope == Some(LossScope::Listed);
-    ensure(
-        !listed || phase.negatives > 0,
-        at,
-        format!("{name} over listed candidates needs `negatives` above 0"),
-    )
+/// The retrievers that a phase's negatives come from.
+fn check_sources(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&str]) -> Check {
+    let Some(sources) = &phase.negatives_from else { return Ok(()) };
+    ensure(phase.negatives > 0, at, "goes with `negatives` above 0")?;
+    ensure(!sources.is_empty(), at, "name at least one of \"teacher\", \"bm25\" or an earlier student")?;
+    for source in sources {
+        let MiningSource::Student(name) = source else { continue };
+        let earlier = spec.student.iter().take_while(|other| other.name != student.name);
+        let known = earlier.into_iter().any(|other| other.name == *name);
+        ensure(
+            known,
+            at,
+            format!("{name:?} is neither \"teacher\", \"bm25\" nor a student before this one"),
+        )?;
+    }
+    let mining = &spec.mining;
+    let window = (mining.depth - mining.from_rank + 1).saturating_mul(sources.len() as u32);
+    let message =
+        format!("{} lists of mining.depth = {} hold too few candidates", sources.len(), mining.depth);
+    ensure(mining.per_query <= window, at, message)
+}
+
+fn check_optimizer(student: &StudentSpec, phase: &PhaseSpec, at: &[&str; 4]) -> Check {
+    let share = |value: f64| (0.0..1.0).contains(&value);
+    let refuse =
+        |holds: bool, name: &str, message: &str| ensure(holds, &[at[0], at[1], at[2], at[3], name], message);
+    refuse(share(phase.beta1), "beta1", "must be at least 0 and below 1")?;
+    refuse(share(phase.beta2), "beta2", "must be at least 0 and below 1")?;
+    refuse(phase.epsilon > 0.0 && phase.epsilon.is_finite(), "epsilon", "must be above 0")?;
+    refuse(share(phase.dropout), "dropout", "must be at least 0 and below 1")?;
+    let drops = student.kind == StudentKind::Encoder || student.hidden.is_some();
+    refuse(phase.dropout == 0.0 || drops, "dropout", "a linear head has nothing to drop")?;
+    let encoder = student.kind == StudentKind::Encoder;
+    let message = "goes with kind = \"encoder\"";
+    refuse(!phase.freeze_embeddings || encoder, "freeze_embeddings", message)?;
+    refuse(phase.freeze_layers == 0 || encoder, "freeze_layers", message)?;
+    let Some(every) = phase.refresh_every else { return Ok(()) };
+    let mined = phase.data == PhaseData::Queries && phase.negatives > 0;
+    refuse(mined, "refresh_every", "needs data = \"queries\" and `negatives` above 0")?;
+    let message = "needs the length of the phase in `steps`, not in `epochs`";
+    let steps = phase.steps.unwrap_or(0);
+    refuse(steps > 0, "refresh_every", message)?;
+    let message = format!("must lie between 1 and steps = {steps}");
+    refuse((1..=steps).contains(&every), "refresh_every", &message)?;
+    let message =
+        format!("makes more than {MOST_REFRESHES} refreshes of {steps} steps; take a larger number");
+    refuse(steps.div_ceil(every) <= MOST_REFRESHES, "refresh_every", &message)
 }

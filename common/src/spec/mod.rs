@@ -1,6 +1,7 @@
 //! The job spec: what a user writes in TOML, checked strictly and kept as plain data.
 //!
 //! - [`JobSpec`] and its parts: every key with its meaning, unit and default
+//! - `loss`: the terms of a loss
 //! - [`parse`](parse()): TOML and `--set k=v` to a checked spec; errors name line, key and the nearest valid key
 //! - [`digest`](digest()): names what a job is asked to do
 //! - [`baselines`]: the rows that learn without a label
@@ -9,14 +10,17 @@
 
 pub mod baselines;
 mod check;
+mod check_loss;
 mod corpus;
 pub mod inputs;
+mod loss;
 mod parse;
 mod teacher;
 
 pub use baselines::BaselinesSpec;
 pub use check::{ContradictionError, check};
 pub use corpus::{AnswerRule, CorpusFormat, CorpusPreset, CorpusSpec, FileFormat, FileList, FileRef};
+pub use loss::{LossDirection, LossKind, LossScope, LossSide, LossSpec, RampSpec};
 pub use parse::{SpecError, parse};
 pub use teacher::{Pooling, TeacherSpec};
 
@@ -97,6 +101,10 @@ pub struct MiningSpec {
     pub margin: f64,
     /// A candidate must score at most this share of the positive's score, by the teacher; 0 turns it off.
     pub ratio: f64,
+    /// A candidate must score at most this, by the teacher.
+    pub ceiling: Option<f64>,
+    /// Which of the candidates that pass all filters are kept.
+    pub sampling: MiningSampling,
     /// Drop passages that hold one of the question's answers.
     pub drop_answers: bool,
 }
@@ -110,14 +118,16 @@ impl Default for MiningSpec {
             per_query: 8,
             margin: 0.0,
             ratio: 0.95,
+            ceiling: None,
+            sampling: MiningSampling::Best,
             drop_answers: true,
         }
     }
 }
 
-/// A retriever that negatives are mined from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// A retriever that negatives are mined from; in a spec its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
 pub enum MiningSource {
     /// The job's teacher.
     Teacher,
@@ -125,6 +135,41 @@ pub enum MiningSource {
     Bm25,
     /// Negatives that the training files bring along, in their order.
     Given,
+    /// A student of the job that is trained before.
+    Student(String),
+}
+
+impl From<String> for MiningSource {
+    fn from(name: String) -> Self {
+        match name.as_str() {
+            "teacher" => MiningSource::Teacher,
+            "bm25" => MiningSource::Bm25,
+            "given" => MiningSource::Given,
+            _ => MiningSource::Student(name),
+        }
+    }
+}
+
+impl From<MiningSource> for String {
+    fn from(source: MiningSource) -> Self {
+        match source {
+            MiningSource::Teacher => "teacher".to_owned(),
+            MiningSource::Bm25 => "bm25".to_owned(),
+            MiningSource::Given => "given".to_owned(),
+            MiningSource::Student(name) => name,
+        }
+    }
+}
+
+/// Which candidates become negatives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MiningSampling {
+    /// The best ranked; lists of several retrievers take turns.
+    #[default]
+    Best,
+    /// A seeded random choice.
+    Random,
 }
 
 /// A model to train.
@@ -210,6 +255,9 @@ pub struct PhaseSpec {
     /// Mined negatives beside each question's positive (data = "queries").
     #[serde(default)]
     pub negatives: u32,
+    /// Retrievers whose lists this phase's negatives are mined from: "teacher", "bm25", names of earlier students;
+    /// those under `mining` without it.
+    pub negatives_from: Option<Vec<MiningSource>>,
     /// Passages drawn from the whole corpus beside each question's own (data = "queries"): candidates for the signal
     /// to score that need no label.
     #[serde(default)]
@@ -232,6 +280,26 @@ pub struct PhaseSpec {
     /// Largest global norm of the gradient; 0 turns clipping off.
     #[serde(default = "default_clip")]
     pub clip_norm: f64,
+    /// AdamW's decay of the first moment.
+    #[serde(default = "default_beta1")]
+    pub beta1: f64,
+    /// AdamW's decay of the second moment.
+    #[serde(default = "default_beta2")]
+    pub beta2: f64,
+    /// Added to AdamW's denominator.
+    #[serde(default = "default_epsilon")]
+    pub epsilon: f64,
+    /// Share of an encoder's activations that are set to 0 in training (an MLP's hidden ones, too).
+    #[serde(default)]
+    pub dropout: f64,
+    /// Encoder: keep the embeddings as they are.
+    #[serde(default)]
+    pub freeze_embeddings: bool,
+    /// Encoder: keep this many of the lowest layers as they are.
+    #[serde(default)]
+    pub freeze_layers: u32,
+    /// Steps after which the student mines its negatives anew (data = "queries").
+    pub refresh_every: Option<u32>,
     /// Steps between checkpoints.
     #[serde(default = "default_checkpoint_every")]
     pub checkpoint_every: u32,
@@ -262,50 +330,6 @@ pub enum ScheduleKind {
     Constant,
 }
 
-/// One term of a loss.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LossSpec {
-    /// Which loss.
-    pub kind: LossKind,
-    /// Factor in the sum.
-    #[serde(default = "one")]
-    pub weight: f64,
-    /// Divides the student's scores (info_nce, kl).
-    pub temperature: Option<f64>,
-    /// Divides the teacher's scores (kl); the student's without it.
-    pub teacher_temperature: Option<f64>,
-    /// Candidates beyond a question's own: its listed negatives only, or the whole batch (info_nce, kl).
-    pub scope: Option<LossScope>,
-}
-
-/// Which loss.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LossKind {
-    /// Cross-entropy of the positive against its negatives (van den Oord et al. 2018).
-    InfoNce,
-    /// Kullback-Leibler divergence from the teacher's to the student's distribution over candidates.
-    Kl,
-    /// Squared difference of score margins (Hofstätter et al. 2020).
-    MarginMse,
-    /// Squared distance to the signal's vectors.
-    EmbeddingMse,
-    /// One minus the cosine to the signal's vectors.
-    EmbeddingCosine,
-}
-
-/// Which candidates a loss over scores looks at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LossScope {
-    /// The question's own positive and mined negatives.
-    Listed,
-    /// Every passage of the global batch; other known positives and duplicates are masked.
-    #[default]
-    Batch,
-}
-
 /// How every row is judged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -325,10 +349,6 @@ impl Default for EvaluateSpec {
 
 fn is_zero(value: &f64) -> bool {
     *value == 0.0
-}
-
-fn one() -> f64 {
-    1.0
 }
 
 fn default_init() -> String {
@@ -353,6 +373,18 @@ fn default_weight_decay() -> f64 {
 
 fn default_clip() -> f64 {
     1.0
+}
+
+fn default_beta1() -> f64 {
+    0.9
+}
+
+fn default_beta2() -> f64 {
+    0.999
+}
+
+fn default_epsilon() -> f64 {
+    1e-8
 }
 
 fn default_checkpoint_every() -> u32 {

@@ -209,6 +209,29 @@ loss = [{ kind = "info_nce", temperature = 0.05 }]
     }
 
     #[test]
+    fn quantised_students_stand_on_the_teacher_or_an_earlier_head() {
+        let with = |keys: &str| format!("{GOOD}[[student]]\nname = \"codes\"\nkind = \"quantised\"\n{keys}");
+        let spec = parse(&with("on = \"head-8\"\nbytes = 4\n"), "job.toml", &[]).unwrap();
+        let student = &spec.student[1];
+        assert_eq!((student.on.as_deref(), student.bytes, student.code), (Some("head-8"), Some(4), None));
+        for (keys, expected) in [
+            ("bytes = 3\non = \"head-8\"\n", "must divide the head's `dim`"),
+            ("on = \"head-8\"\n", "needs `bytes`"),
+            ("on = \"codes\"\nbytes = 4\n", "the name of an earlier head"),
+            ("bytes = 4\ndim = 8\n", "does not go with kind"),
+            ("bytes = 0\n", "bytes"),
+        ] {
+            refuse(&with(keys), &[], &[expected]);
+        }
+        assert!(parse(&with("bytes = 3\non = \"head-8\"\ncode = \"residual\"\n"), "job.toml", &[]).is_ok());
+        refuse(&GOOD.replace("dim = 8", "dim = 8\nbytes = 4"), &[], &["goes with kind = \"quantised\""]);
+        let mixed = GOOD.replace("steps = 10", "steps = 10\nunlabelled = 0.5");
+        refuse(&mixed, &[], &["only kl can learn from it"]);
+        assert!(parse(&mixed.replace("info_nce", "kl"), "job.toml", &[]).is_ok());
+        refuse(&mixed.replace("0.5", "1.0").replace("info_nce", "kl"), &[], &["share of the batch"]);
+    }
+
+    #[test]
     fn sets_reach_tables_and_students() {
         let sets =
             [("corpus.path", "elsewhere"), ("student.head-8.dim", "4"), ("student.0.phase.0.steps", "7")]

@@ -216,12 +216,14 @@ pub enum Task {
         batch: u32,
         /// Steps, or passes over the data.
         length: PhaseLength,
+        /// The part of the phase whose rows these are; all of it without one.
+        span: Option<Span>,
         /// Tokens are written where the student reads text.
         tokens: Option<OrderTokens>,
         /// Seed of the permutation.
         seed: u64,
     },
-    /// A student through one phase. Meta: steps, final loss, weights_sha256.
+    /// A student through one phase, or a part of it. Meta: steps, final loss, weights_sha256.
     Train {
         /// How it starts.
         start: StudentStart,
@@ -235,6 +237,10 @@ pub enum Task {
         phase: PhaseSpec,
         /// The loss.
         loss: Vec<LossSpec>,
+        /// The part of the phase; all of it without one.
+        span: Option<Span>,
+        /// Whether another part goes on from here: the artifact then holds the optimiser's state.
+        keeps_state: bool,
         /// Whether scores are cosines.
         normalize: bool,
         /// Seed of initial weights.
@@ -298,8 +304,8 @@ pub enum Task {
         rows: Vec<ReportRow>,
         /// The students' training, for the loss curves: name and phases.
         training: Vec<(String, Vec<ArtifactId>)>,
-        /// The audit of the negatives.
-        negatives: Option<ArtifactId>,
+        /// The mined negatives by what they were mined from, whose audits are shown.
+        negatives: Vec<(String, ArtifactId)>,
         /// The stages as they went.
         stages: Vec<StageSummary>,
         /// What the rows come from.

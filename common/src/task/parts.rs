@@ -86,6 +86,12 @@ pub enum StudentStart {
         /// That phase's artifact.
         student: ArtifactId,
     },
+    /// Where the part of the same phase before this one ended: with the optimiser's moments, the loss's own
+    /// parameters and the loss curve, as if nothing had come between.
+    Continue {
+        /// That part's artifact.
+        student: ArtifactId,
+    },
 }
 
 /// How a projection starts.
@@ -220,6 +226,18 @@ pub enum PhaseLength {
     Steps(u32),
     /// This many passes over the data, rounded up to whole steps.
     Epochs(f64),
+}
+
+/// A part of a phase, in steps from 0. Order, schedules and loss curve are those of the whole phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Span {
+    /// Its first step.
+    pub first: u32,
+    /// The step after its last.
+    pub end: u32,
+    /// Steps of the whole phase.
+    pub total: u32,
 }
 
 /// How texts of training rows become tokens.

@@ -17,7 +17,7 @@ mod students;
 
 use retort_common::ids::{Digest, JobId, TaskId};
 use retort_common::spec::inputs::{JobInputs, ModelFiles};
-use retort_common::spec::{JobSpec, MiningSource, PhaseData, StudentKind, StudentSpec};
+use retort_common::spec::{JobSpec, MiningSource, PhaseData, PhaseSpec, StudentKind, StudentSpec};
 use retort_common::task::{
     ArtifactId, Encoder, PcaReduction, Retriever, Side, StageSummary, Table, Task, TextInput, VectorSet,
 };
@@ -101,6 +101,14 @@ pub enum PlanError {
         /// The name.
         name: String,
     },
+    /// A name that no earlier student has.
+    #[error(
+        "negatives_from: {name:?} is no retriever and no earlier student; put that student before this one"
+    )]
+    UnknownSource {
+        /// The name.
+        name: String,
+    },
     /// A key that this kind of student needs.
     #[error("student {student:?}: {key} is missing")]
     Missing {
@@ -137,6 +145,8 @@ struct Trained {
     export: Option<ArtifactId>,
     /// Bytes of a passage, where they are not its dimensions' four each.
     bytes: Option<u32>,
+    /// What its phases took their negatives from, by name.
+    negatives: Vec<(String, ArtifactId)>,
 }
 
 struct Planner<'p, 'a> {
@@ -153,12 +163,11 @@ impl Planner<'_, '_> {
         let pca_dims = pca_dims(spec, dim, base.passages.rows)?;
         let pca = (!pca_dims.is_empty() || spec.student.iter().any(starts_from_pca))
             .then(|| self.fit_pca(&base, &base.teacher));
-        let negatives = mines(spec).then(|| self.mine(&base));
         let mut trained: BTreeMap<&str, Trained> = BTreeMap::new();
         for student in &spec.student {
             let planned = match student.kind {
                 StudentKind::Quantised => self.quantised(&base, student, &trained)?,
-                _ => self.student(&base, student, dim, pca.as_ref(), negatives.as_ref(), &trained)?,
+                _ => self.student(&base, student, dim, pca.as_ref(), &trained)?,
             };
             trained.insert(&student.name, planned);
         }
@@ -180,7 +189,7 @@ impl Planner<'_, '_> {
         if spec.baselines.bm25 {
             rows.push(self.bm25_row(&base));
         }
-        self.report(&base, rows, &trained, negatives)
+        self.report(&base, rows, &trained)
     }
 
     fn add(&mut self, task: Task) -> ArtifactId {
@@ -294,26 +303,43 @@ impl Planner<'_, '_> {
         self.add(Task::FitPca { vectors, fingerprint: base.fingerprint.clone() })
     }
 
-    fn mine(&mut self, base: &Base) -> ArtifactId {
+    /// Negatives from the lists of some retrievers.
+    fn mine(
+        &mut self,
+        base: &Base,
+        sources: &[MiningSource],
+        trained: &BTreeMap<&str, Trained>,
+    ) -> Result<ArtifactId, PlanError> {
         let spec = self.context.spec;
         let (sets, depth) = (&spec.sets.train, spec.mining.depth);
         let mut runs = Vec::new();
-        for source in &spec.mining.from {
+        for source in sources {
             match source {
                 MiningSource::Teacher => runs.push(self.search_dense(base, &base.teacher, None, sets, depth)),
                 MiningSource::Bm25 => runs.push(self.search_bm25(base, sets, depth)),
                 MiningSource::Given => {}
+                MiningSource::Student(name) => {
+                    let unknown = || PlanError::UnknownSource { name: name.clone() };
+                    let student = trained.get(name.as_str()).ok_or_else(unknown)?;
+                    runs.push(self.search_dense(base, &student.vectors, None, sets, depth));
+                }
             }
         }
+        let given = sources.contains(&MiningSource::Given);
+        Ok(self.mine_runs(base, runs, given, derived_seed(spec.seed, "mine", 0)))
+    }
+
+    fn mine_runs(&mut self, base: &Base, runs: Vec<ArtifactId>, given: bool, seed: u64) -> ArtifactId {
+        let spec = self.context.spec;
         self.add(Task::Mine {
             runs,
-            given: spec.mining.from.contains(&MiningSource::Given),
+            given,
             queries: base.queries.clone(),
             passages: base.passages.clone(),
-            sets: sets.clone(),
+            sets: spec.sets.train.clone(),
             teacher: base.teacher.clone(),
             mining: spec.mining.clone(),
-            seed: derived_seed(spec.seed, "mine", 0),
+            seed,
         })
     }
 
@@ -391,12 +417,18 @@ impl Planner<'_, '_> {
 }
 
 fn wants_bm25(spec: &JobSpec) -> bool {
-    spec.baselines.bm25 || (mines(spec) && spec.mining.from.contains(&MiningSource::Bm25))
+    let phases = spec.student.iter().flat_map(|student| &student.phase);
+    let mut mined = phases.filter(|phase| mines(phase));
+    spec.baselines.bm25 || mined.any(|phase| sources(spec, phase).contains(&MiningSource::Bm25))
 }
 
-fn mines(spec: &JobSpec) -> bool {
-    let phases = spec.student.iter().flat_map(|student| &student.phase);
-    phases.into_iter().any(|phase| phase.data == PhaseData::Queries && phase.negatives > 0)
+fn mines(phase: &PhaseSpec) -> bool {
+    phase.data == PhaseData::Queries && phase.negatives > 0
+}
+
+/// What a phase's negatives are mined from.
+fn sources<'s>(spec: &'s JobSpec, phase: &'s PhaseSpec) -> &'s [MiningSource] {
+    phase.negatives_from.as_deref().unwrap_or(&spec.mining.from)
 }
 
 fn starts_from_pca(student: &StudentSpec) -> bool {

@@ -2,8 +2,8 @@
 
 use crate::sample;
 use retort_common::ids::{Digest, TaskId};
-use retort_common::spec::JobSpec;
-use retort_common::task::{Stage, Task};
+use retort_common::spec::{JobSpec, MiningSource};
+use retort_common::task::{ArtifactId, Stage, StudentStart, Task};
 use retort_coordinator::scheduler::plan::{Plan, PlanContext, PlanError, plan};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -125,7 +125,7 @@ fn the_report_has_all_rows_with_their_bytes() {
         training.iter().map(|(name, phases)| (name.as_str(), phases.len())).collect::<Vec<_>>(),
         [("head", 2), ("small", 1)]
     );
-    assert!(negatives.is_some());
+    assert_eq!(negatives.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["teacher, bm25"]);
 }
 
 #[test]
@@ -217,4 +217,75 @@ fn what_cannot_be_planned_says_why() {
     assert!(matches!(whole_plan(&sample::small("j"), "a", &torn), Err(PlanError::Meta { .. })));
     let huge = |_: &Task| json!({ "rows": 1, "shards": 1u64 << 40 });
     assert!(matches!(whole_plan(&sample::small("j"), "a", &huge), Err(PlanError::Meta { .. })));
+}
+
+#[test]
+fn a_refreshed_phase_is_trained_in_parts() {
+    let mut spec = sample::full("j", 1);
+    let phase = &mut spec.student[0].phase[1];
+    (phase.steps, phase.epochs, phase.refresh_every) = (Some(10), None, Some(3));
+    retort_common::spec::check(&spec).unwrap();
+    let tasks = last_plan(&spec);
+    let trains: Vec<_> = tasks
+        .iter()
+        .filter_map(|task| match task {
+            Task::Train { start, order, span: Some(span), keeps_state, .. } => {
+                Some((task.output(), start, order, span, *keeps_state))
+            }
+            _ => None,
+        })
+        .collect();
+    let spans: Vec<_> =
+        trains.iter().map(|(.., span, keeps)| (span.first, span.end, span.total, *keeps)).collect();
+    assert_eq!(spans, [(0, 3, 10, true), (3, 6, 10, true), (6, 9, 10, true), (9, 10, 10, false)]);
+    for pair in trains.windows(2) {
+        assert_eq!(*pair[1].1, StudentStart::Continue { student: pair[0].0.clone() });
+    }
+    // What a task needs, and what that needs, and so on.
+    let depends = |on: &ArtifactId, task: &ArtifactId| {
+        let mut open = vec![task.clone()];
+        while let Some(next) = open.pop() {
+            if next == *on {
+                return true;
+            }
+            open.extend(tasks.iter().filter(|task| task.output() == next).flat_map(Task::needs));
+        }
+        false
+    };
+    // The rows of part k + 2 wait for the student of part k, but not for that of part k + 1.
+    for (part, (.., order, _, _)) in trains.iter().enumerate() {
+        for (earlier, (student, ..)) in trains.iter().enumerate() {
+            assert_eq!(
+                depends(student, order),
+                earlier + 2 <= part,
+                "rows of part {part}, student of {earlier}"
+            );
+        }
+    }
+    let Some(Task::Report { negatives, training, .. }) = tasks.last() else { panic!("no report") };
+    let names: Vec<_> = negatives.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["teacher, bm25", "head at step 3", "head at step 6"]);
+    assert_eq!(training[0].1.len(), 2);
+}
+
+#[test]
+fn negatives_come_from_an_earlier_student() {
+    let mut spec = sample::full("j", 1);
+    let mut second = spec.student[0].clone();
+    second.name = "second".to_owned();
+    second.phase[1].negatives_from =
+        Some(vec![MiningSource::Teacher, MiningSource::Student("head".to_owned())]);
+    spec.student.insert(1, second);
+    retort_common::spec::check(&spec).unwrap();
+    let tasks = last_plan(&spec);
+    let mined: Vec<_> = tasks
+        .iter()
+        .filter_map(|task| match task {
+            Task::Mine { runs, .. } => Some(runs.len()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(mined, [2, 2]);
+    spec.student.swap(0, 1);
+    assert!(retort_common::spec::check(&spec).unwrap_err().to_string().contains("before this one"));
 }

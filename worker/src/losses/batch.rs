@@ -9,6 +9,8 @@ use super::{Scalar, TeacherKind};
 pub struct Batch<'a, T> {
     /// Components of a student vector, d.
     pub dim: usize,
+    /// Queries in a microbatch; it divides B.
+    pub microbatch: usize,
     /// Query vectors [B, d], unnormalised.
     pub queries: &'a [T],
     /// Passage vectors [M, d], unnormalised.
@@ -56,6 +58,8 @@ pub enum BatchError {
     Length { part: &'static str, got: usize, want: usize },
     #[error("batch of {queries} queries has {passages} passages: give every query as many candidates")]
     UnevenCandidates { queries: usize, passages: usize },
+    #[error("batch of {queries} queries is not cut into microbatches of {microbatch}: make them of one size")]
+    UnevenMicrobatches { queries: usize, microbatch: usize },
     #[error("known positives of query row {query} are not ascending: sort them")]
     UnsortedPositives { query: u64 },
 }
@@ -84,6 +88,9 @@ impl<T: Scalar> Batch<'_, T> {
         }
         if m == 0 || m % b != 0 {
             return Err(BatchError::UnevenCandidates { queries: b, passages: m });
+        }
+        if self.microbatch == 0 || b % self.microbatch != 0 {
+            return Err(BatchError::UnevenMicrobatches { queries: b, microbatch: self.microbatch });
         }
         expect_len("query vectors", self.queries.len(), b * self.dim)?;
         expect_len("passage vectors", self.passages.len(), m * self.dim)?;

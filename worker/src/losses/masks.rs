@@ -1,46 +1,47 @@
 //! Which candidates count for which query: each passage once, and no known positive as a negative.
 
-use super::{Batch, Scalar};
+use super::{Batch, Scalar, Scope};
+use std::ops::Range;
 
 /// Columns of a batch that repeat an earlier one.
 pub(super) struct Columns<'a> {
     rows: &'a [u64],
-    listed: usize,
-    /// [M] an earlier column of the batch is the same passage.
-    repeated: Vec<bool>,
-    /// [M] an earlier column of the same query's list is the same passage.
-    repeated_in_list: Vec<bool>,
+    /// Columns of a query, of a microbatch, of the batch.
+    widths: [usize; 3],
+    /// For each of these spans [M]: an earlier column of the same span is the same passage.
+    repeated: [Vec<bool>; 3],
 }
 
 impl<'a> Columns<'a> {
     pub fn of<T: Scalar>(batch: &Batch<'a, T>) -> Self {
-        let listed = batch.listed();
-        let lists = batch.passage_rows.chunks(listed);
-        Self {
-            rows: batch.passage_rows,
-            listed,
-            repeated: repeats(batch.passage_rows),
-            repeated_in_list: lists.flat_map(repeats).collect(),
-        }
+        let (rows, listed) = (batch.passage_rows, batch.listed());
+        let widths = [listed, listed * batch.microbatch, rows.len()];
+        let repeated = widths.map(|width| rows.chunks(width).flat_map(repeats).collect());
+        Self { rows, widths, repeated }
     }
 
-    /// Candidates of `query` that count once: a passage's first column, or the own positive's column.
-    pub fn distinct(&self, query: usize, whole_batch: bool, keep: &mut Vec<bool>) {
-        let first = query * self.listed;
+    /// The columns that `scope` gives a query.
+    pub fn span(&self, query: usize, scope: Scope) -> Range<usize> {
+        let width = self.widths[scope as usize];
+        let start = query * self.widths[0] / width * width;
+        start..start + width
+    }
+
+    /// Candidates of `query` that count once: a passage's first column, or the own positive's column. `keep`
+    /// covers the columns of [`Self::span`].
+    pub fn distinct(&self, query: usize, scope: Scope, keep: &mut Vec<bool>) {
+        let first = query * self.widths[0];
         let own = self.rows[first];
-        let (from, to) = if whole_batch { (0, self.rows.len()) } else { (first, first + self.listed) };
-        let repeated = if whole_batch { &self.repeated } else { &self.repeated_in_list };
+        let repeated = &self.repeated[scope as usize];
         keep.clear();
-        keep.extend((from..to).map(|j| j == first || (!repeated[j] && self.rows[j] != own)));
+        keep.extend(self.span(query, scope).map(|j| j == first || (!repeated[j] && self.rows[j] != own)));
     }
 
     /// As `distinct`, without the other passages known to be relevant. Returns how many were left out.
-    pub fn negatives(&self, query: usize, known: &[u64], whole_batch: bool, keep: &mut Vec<bool>) -> u64 {
-        self.distinct(query, whole_batch, keep);
-        let first = query * self.listed;
-        let from = if whole_batch { 0 } else { first };
-        for (at, kept) in keep.iter_mut().enumerate() {
-            let j = from + at;
+    pub fn negatives(&self, query: usize, known: &[u64], scope: Scope, keep: &mut Vec<bool>) -> u64 {
+        self.distinct(query, scope, keep);
+        let first = query * self.widths[0];
+        for (j, kept) in self.span(query, scope).zip(keep.iter_mut()) {
             *kept = *kept && (j == first || known.binary_search(&self.rows[j]).is_err());
         }
         keep.iter().filter(|kept| !**kept).count() as u64
@@ -63,31 +64,36 @@ mod tests {
 
     #[test]
     fn known_positives_and_duplicates_do_not_count() {
-        // Three queries of two candidates; passage 7 is the positive of queries 0 and 2 and listed for 1.
-        let rows = [7, 3, 5, 7, 7, 3];
-        let known = [vec![5, 7], vec![5], vec![7]];
+        // Four queries of two candidates; passage 7 is the positive of queries 0 and 2 and listed for 1.
+        let rows = [7, 3, 5, 7, 7, 3, 9, 9];
+        let known = [vec![5, 7], vec![5], vec![7], vec![9]];
         let batch = Batch::<f32> {
             dim: 1,
-            queries: &[0.0; 3],
-            passages: &[0.0; 6],
-            query_rows: &[0, 1, 2],
+            microbatch: 2,
+            queries: &[0.0; 4],
+            passages: &[0.0; 8],
+            query_rows: &[0, 1, 2, 3],
             passage_rows: &rows,
             known_positives: &known,
             teacher: Teacher::None,
         };
         let columns = Columns::of(&batch);
-        let check = |query: usize, whole: bool, want: &[u8]| {
+        let check = |query: usize, scope, span: Range<usize>, want: &[u8]| {
             let mut keep = Vec::new();
-            let masked = columns.negatives(query, &known[query], whole, &mut keep);
+            let masked = columns.negatives(query, &known[query], scope, &mut keep);
+            assert_eq!(columns.span(query, scope), span);
             assert_eq!(keep.iter().map(|k| u8::from(*k)).collect::<Vec<_>>(), want, "query {query}");
             assert_eq!(masked as usize, want.iter().filter(|k| **k == 0).count());
         };
-        check(0, true, &[1, 1, 0, 0, 0, 0]);
-        check(1, true, &[1, 1, 1, 0, 0, 0]);
-        check(2, true, &[0, 1, 1, 0, 1, 0]);
-        check(1, false, &[1, 1]);
+        check(0, Scope::Batch, 0..8, &[1, 1, 0, 0, 0, 0, 1, 0]);
+        check(1, Scope::Batch, 0..8, &[1, 1, 1, 0, 0, 0, 1, 0]);
+        check(2, Scope::Batch, 0..8, &[0, 1, 1, 0, 1, 0, 1, 0]);
+        check(2, Scope::Microbatch, 4..8, &[1, 1, 1, 0]);
+        check(1, Scope::Microbatch, 0..4, &[1, 1, 1, 0]);
+        check(1, Scope::Listed, 2..4, &[1, 1]);
+        check(3, Scope::Listed, 6..8, &[1, 0]);
         let mut keep = Vec::new();
-        columns.distinct(0, true, &mut keep);
-        assert_eq!(keep, [true, true, true, false, false, false]);
+        columns.distinct(0, Scope::Batch, &mut keep);
+        assert_eq!(keep, [true, true, true, false, false, false, true, false]);
     }
 }

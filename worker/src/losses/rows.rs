@@ -2,90 +2,111 @@
 
 use super::spec::Direction;
 
-/// Softmax cross-entropy of candidate `own` among the kept ones.
-pub(super) fn info_nce(
-    scores: &[f64],
-    keep: &[bool],
-    own: usize,
-    temperature: f64,
-    factor: f64,
-    gradient: &mut [f64],
-) -> f64 {
-    let log_sum = log_sum_exp(scores, keep, temperature);
-    for (j, g) in gradient.iter_mut().enumerate().filter(|(j, _)| keep[*j]) {
-        let p = (scores[j] / temperature - log_sum).exp();
-        let label = if j == own { 1.0 } else { 0.0 };
-        *g += factor * (p - label) / temperature;
+/// Scores of a query's candidates, and where the gradient by them is added to.
+pub(super) struct Row<'a> {
+    /// The student's.
+    pub scores: &'a [f64],
+    /// The teacher's; empty where the loss has none.
+    pub teacher: &'a [f64],
+    /// Which candidates count.
+    pub keep: &'a [bool],
+    /// Multiplies the gradient.
+    pub factor: f64,
+    /// d loss / d scores.
+    pub gradient: &'a mut [f64],
+}
+
+/// A loss's value, and `factor` times its derivative by the logarithm of the student's temperature.
+///
+/// A loss sees a score s only as s / τ, so that this is −Σ s · d loss / d s.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Value {
+    pub value: f64,
+    pub by_log_temperature: f64,
+}
+
+impl Row<'_> {
+    fn kept(&self) -> impl Iterator<Item = usize> {
+        (0..self.scores.len()).filter(|j| self.keep[*j])
     }
-    log_sum - scores[own] / temperature
+
+    /// Adds `slope(j)` to the gradient of every kept candidate; the derivative by the temperature's logarithm.
+    fn add(&mut self, slope: impl Fn(&Self, usize) -> f64) -> f64 {
+        let mut by_log_temperature = 0.0;
+        for j in 0..self.scores.len() {
+            if self.keep[j] {
+                let slope = self.factor * slope(self, j);
+                self.gradient[j] += slope;
+                by_log_temperature -= slope * self.scores[j];
+            }
+        }
+        by_log_temperature
+    }
+}
+
+/// Softmax cross-entropy of candidate `own` among the kept ones.
+pub(super) fn info_nce(row: &mut Row, own: usize, temperature: f64) -> Value {
+    let log_sum = log_sum_exp(row.scores, row.keep, temperature);
+    let value = log_sum - row.scores[own] / temperature;
+    let by_log_temperature = row.add(|row, j| {
+        let p = (row.scores[j] / temperature - log_sum).exp();
+        let label = if j == own { 1.0 } else { 0.0 };
+        (p - label) / temperature
+    });
+    Value { value, by_log_temperature }
 }
 
 /// The temperatures and the direction of a KL divergence.
 #[derive(Clone, Copy)]
 pub(super) struct Divergence {
-    pub student_temperature: f64,
+    pub temperature: f64,
     pub teacher_temperature: f64,
     pub direction: Direction,
 }
 
 /// KL divergence of student and teacher over the kept candidates; zero where none is left to compare.
-pub(super) fn kl(
-    spec: Divergence,
-    scores: &[f64],
-    teacher: &[f64],
-    keep: &[bool],
-    factor: f64,
-    gradient: &mut [f64],
-) -> f64 {
-    if keep.iter().filter(|k| **k).count() < 2 {
-        return 0.0;
+pub(super) fn kl(row: &mut Row, spec: Divergence) -> Value {
+    if row.kept().count() < 2 {
+        return Value::default();
     }
-    let student_sum = log_sum_exp(scores, keep, spec.student_temperature);
-    let teacher_sum = log_sum_exp(teacher, keep, spec.teacher_temperature);
-    let log_q = |j: usize| scores[j] / spec.student_temperature - student_sum;
-    let log_p = |j: usize| teacher[j] / spec.teacher_temperature - teacher_sum;
-    let kept = || (0..scores.len()).filter(|j| keep[*j]);
-    match spec.direction {
+    let Divergence { temperature, teacher_temperature, direction } = spec;
+    let student_sum = log_sum_exp(row.scores, row.keep, temperature);
+    let teacher_sum = log_sum_exp(row.teacher, row.keep, teacher_temperature);
+    let log_q = |row: &Row, j: usize| row.scores[j] / temperature - student_sum;
+    let log_p = |row: &Row, j: usize| row.teacher[j] / teacher_temperature - teacher_sum;
+    match direction {
         Direction::TeacherStudent => {
-            for j in kept() {
-                gradient[j] += factor * (log_q(j).exp() - log_p(j).exp()) / spec.student_temperature;
-            }
-            kept().map(|j| log_p(j).exp() * (log_p(j) - log_q(j))).sum()
+            let value = row.kept().map(|j| log_p(row, j).exp() * (log_p(row, j) - log_q(row, j))).sum();
+            let by_log_temperature =
+                row.add(|row, j| (log_q(row, j).exp() - log_p(row, j).exp()) / temperature);
+            Value { value, by_log_temperature }
         }
         Direction::StudentTeacher => {
-            let value: f64 = kept().map(|j| log_q(j).exp() * (log_q(j) - log_p(j))).sum();
-            for j in kept() {
-                let slope = log_q(j).exp() * (log_q(j) - log_p(j) - value);
-                gradient[j] += factor * slope / spec.student_temperature;
-            }
-            value
+            let value: f64 = row.kept().map(|j| log_q(row, j).exp() * (log_q(row, j) - log_p(row, j))).sum();
+            let by_log_temperature =
+                row.add(|row, j| log_q(row, j).exp() * (log_q(row, j) - log_p(row, j) - value) / temperature);
+            Value { value, by_log_temperature }
         }
     }
 }
 
 /// Mean squared difference of margins between candidate 0, the positive, and each other kept one; zero
 /// if the positive or every negative is left out.
-pub(super) fn margin_mse(
-    scores: &[f64],
-    teacher: &[f64],
-    keep: &[bool],
-    scale: f64,
-    factor: f64,
-    gradient: &mut [f64],
-) -> f64 {
-    let negatives = keep.iter().skip(1).filter(|k| **k).count();
-    if !keep[0] || negatives == 0 {
-        return 0.0;
+pub(super) fn margin_mse(row: &mut Row, scale: f64) -> Value {
+    let negatives = row.kept().filter(|j| *j > 0).count();
+    if !row.keep[0] || negatives == 0 {
+        return Value::default();
     }
     let mut value = 0.0;
-    for j in (1..scores.len()).filter(|j| keep[*j]) {
+    for j in (1..row.scores.len()).filter(|j| row.keep[*j]) {
+        let (scores, teacher) = (row.scores, row.teacher);
         let difference = (scores[0] - scores[j]) - scale * (teacher[0] - teacher[j]);
-        let slope = factor * 2.0 * difference / negatives as f64;
-        gradient[0] += slope;
-        gradient[j] -= slope;
+        let slope = row.factor * 2.0 * difference / negatives as f64;
+        row.gradient[0] += slope;
+        row.gradient[j] -= slope;
         value += difference * difference;
     }
-    value / negatives as f64
+    Value { value: value / negatives as f64, by_log_temperature: 0.0 }
 }
 
 /// ln Σ exp(score / temperature) over kept candidates; a NaN among them stays one.

@@ -15,12 +15,13 @@ pub(super) struct Compared<'a, T: Scalar> {
 }
 
 impl<'a, T: Scalar> Compared<'a, T> {
-    pub fn new(similarity: Similarity, vectors: &'a [T], dim: usize) -> Self {
+    /// Vectors [n, dim] as `similarity` has them.
+    pub fn new(similarity: Similarity, vectors: Cow<'a, [T]>, dim: usize) -> Self {
         if similarity == Similarity::Dot || dim == 0 {
-            return Self { vectors: Cow::Borrowed(vectors), dim, norms: Vec::new() };
+            return Self { vectors, dim, norms: Vec::new() };
         }
         let norms: Vec<f64> = vectors.chunks_exact(dim).map(|x| dot(x, x).sqrt()).collect();
-        let mut unit = vectors.to_vec();
+        let mut unit = vectors.into_owned();
         for (row, norm) in unit.chunks_exact_mut(dim).zip(&norms) {
             // Only an exact zero is left alone: a NaN has to stay visible.
             if *norm != 0.0 {
@@ -50,5 +51,20 @@ impl<'a, T: Scalar> Compared<'a, T> {
                 *g = T::of((g.as_f64() - u.as_f64() * along) / norm);
             }
         }
+    }
+}
+
+/// The leading `dim` components of vectors [n, whole].
+pub(super) fn leading<T: Scalar>(vectors: &[T], whole: usize, dim: usize) -> Cow<'_, [T]> {
+    if dim == whole {
+        return Cow::Borrowed(vectors);
+    }
+    Cow::Owned(vectors.chunks_exact(whole).flat_map(|row| &row[..dim]).copied().collect())
+}
+
+/// Adds vectors [n, dim] to the leading components of `target` [n, whole].
+pub(super) fn add_leading<T: Scalar>(target: &mut [T], whole: usize, vectors: &[T], dim: usize) {
+    for (target, row) in target.chunks_exact_mut(whole).zip(vectors.chunks_exact(dim)) {
+        target.iter_mut().zip(row).for_each(|(t, v)| *t += *v);
     }
 }

@@ -10,6 +10,7 @@ use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, Int, Tensor, TensorData, activation};
 
 use super::config::EncoderConfig;
+use super::dropout::{Dropout, drop_states};
 use super::flat::{ParamKind, ParamSpec};
 use crate::text::TokenBatch;
 
@@ -98,8 +99,14 @@ pub(super) fn encoder_specs(config: &EncoderConfig) -> Vec<ParamSpec> {
     specs
 }
 
-/// Token states of shape [rows, width, hidden].
-pub(super) fn encode_tokens(params: &Parameters, config: &EncoderConfig, batch: &TokenBatch) -> Tensor<3> {
+/// Token states of shape [rows, width, hidden]. Dropout is applied where BERT has its hidden dropout: to the
+/// embeddings and to what each sub-layer adds; attention weights are left whole.
+pub(super) fn encode_tokens(
+    params: &Parameters,
+    config: &EncoderConfig,
+    batch: &TokenBatch,
+    dropout: Option<&Dropout>,
+) -> Tensor<3> {
     let (rows, width) = (batch.rows(), batch.width);
     let device = &params.device;
     let ids: Vec<i64> = batch.ids.iter().map(|id| i64::from(*id)).collect();
@@ -115,10 +122,11 @@ pub(super) fn encode_tokens(params: &Parameters, config: &EncoderConfig, batch: 
         places = places + embedding(table("token_type"), types);
     }
     let states = embedding(table("word"), ids) + places;
-    let mut states = params.layer_norm("embeddings.LayerNorm", states, config.layer_norm_epsilon);
+    let states = params.layer_norm("embeddings.LayerNorm", states, config.layer_norm_epsilon);
+    let mut states = drop_states(dropout, "embeddings", states, device);
     let mask = attention_mask(batch, config.heads, device);
     for layer in 0..config.layers {
-        states = encode_layer(params, config, layer, states, mask.clone());
+        states = encode_layer(params, config, layer, states, mask.clone(), dropout);
     }
     states
 }
@@ -130,6 +138,7 @@ fn encode_layer(
     layer: usize,
     states: Tensor<3>,
     mask: Option<Tensor<4, Bool>>,
+    dropout: Option<&Dropout>,
 ) -> Tensor<3> {
     let prefix = format!("encoder.layer.{layer}");
     let epsilon = config.layer_norm_epsilon;
@@ -143,10 +152,13 @@ fn encode_layer(
     let options = AttentionModuleOptions::default();
     let context = attention(project("query"), project("key"), project("value"), mask, None, options);
     let context = context.swap_dims(1, 2).reshape([rows, width, hidden]);
-    let attended = params.linear(&format!("{prefix}.attention.output.dense"), context) + states;
+    let drop = |path: &str, states| drop_states(dropout, path, states, &params.device);
+    let path = format!("{prefix}.attention.output.dense");
+    let attended = drop(&path, params.linear(&path, context)) + states;
     let attended = params.layer_norm(&format!("{prefix}.attention.output.LayerNorm"), attended, epsilon);
     let widened = activation::gelu(params.linear(&format!("{prefix}.intermediate.dense"), attended.clone()));
-    let output = params.linear(&format!("{prefix}.output.dense"), widened) + attended;
+    let path = format!("{prefix}.output.dense");
+    let output = drop(&path, params.linear(&path, widened)) + attended;
     params.layer_norm(&format!("{prefix}.output.LayerNorm"), output, epsilon)
 }
 

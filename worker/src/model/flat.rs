@@ -94,11 +94,6 @@ impl ParamLayout {
         let index = self.entries.binary_search_by(|entry| entry.path.as_str().cmp(path)).ok()?;
         Some(&self.entries[index])
     }
-
-    /// Consecutive ranges of the flat vector and whether weight decay applies to them; `AdamW::new` takes this.
-    pub fn decayed(&self) -> Vec<(Range<usize>, bool)> {
-        self.entries.iter().map(|entry| (entry.range(), entry.decay)).collect()
-    }
 }
 
 /// What a parameter is, which decides its initial value, its decay and its layout in files.

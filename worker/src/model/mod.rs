@@ -3,6 +3,7 @@
 //! - [`tower`]: [`Tower`], what training and embedding use: forward, backward, flat parameters
 //! - [`shape`]: [`TowerConfig`], what a tower is made of
 //! - [`encoder`]: BERT as a function of its parameters
+//! - [`dropout`]: masks that are a function of where they stand
 //! - [`config`]: the shape of an encoder, from and to `config.json`; `names`: architectures and their tensors' names
 //! - [`flat`]: where each parameter lies in the flat vector
 //! - [`init`]: initial parameters
@@ -14,6 +15,7 @@
 
 mod config;
 mod cross;
+mod dropout;
 mod encoder;
 mod flat;
 mod folder;
@@ -29,6 +31,7 @@ mod weights;
 
 pub use config::{ConfigError, EncoderConfig};
 pub use cross::{CrossEncoder, CrossError};
+pub use dropout::Dropout;
 pub use flat::{ParamEntry, ParamLayout};
 pub use folder::encoder_folder;
 pub use names::Architecture;

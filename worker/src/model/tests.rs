@@ -102,6 +102,28 @@ fn forward_and_encode_training_have_the_same_bits() {
 }
 
 #[test]
+fn dropout_is_the_same_in_both_passes_and_none_is_none() {
+    // A linear head has nothing to drop.
+    let linear = |tower: &Tower| {
+        matches!(tower.config(), TowerConfig { input: Input::Vectors { .. }, head: Head::Linear { .. } })
+    };
+    for (tower, batch) in towers().into_iter().filter(|(tower, _)| !linear(tower)) {
+        let rows = (0..batch.rows() as u64).collect();
+        let dropout = Dropout::new(0.2, 1, 2, 3, rows);
+        let forward = tower.forward_dropping(&batch, dropout.as_ref()).unwrap();
+        let again = tower.encode_dropping(&batch, dropout.as_ref()).unwrap();
+        assert_eq!(bits(forward.vectors.data()), bits(again.data()));
+        let whole = tower.forward(&batch).unwrap();
+        assert_ne!(bits(forward.vectors.data()), bits(whole.vectors.data()));
+        let none = Dropout::new(0.0, 1, 2, 3, vec![]);
+        let none = tower.forward_dropping(&batch, none.as_ref()).unwrap();
+        assert_eq!(bits(none.vectors.data()), bits(whole.vectors.data()));
+        let d_vectors = ramp(batch.rows(), tower.config().dim());
+        assert_eq!(bits(&none.backward(&d_vectors)), bits(&whole.backward(&d_vectors)));
+    }
+}
+
+#[test]
 fn gradients_have_the_same_bits_on_any_number_of_threads() {
     // Wide enough for the backend to use several threads.
     let encoder = EncoderConfig { hidden_size: 192, heads: 6, intermediate_size: 768, ..tiny_encoder(1) };

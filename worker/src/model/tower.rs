@@ -5,6 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorData, activation};
 
 use super::Device;
+use super::dropout::{Dropout, drop_vectors};
 use super::encoder::{Parameter, Parameters, encode_tokens, first_token, mean_pool};
 use super::flat::{ParamEntry, ParamLayout};
 use super::shape::{Head, Input, Pooling, TowerConfig, TowerError};
@@ -101,19 +102,29 @@ impl Tower {
     /// Output vectors of shape [rows, dim], not normalised, by the fastest kernels: for embedding and evaluation.
     pub fn encode(&self, batch: &Batch) -> Result<Matrix, TowerError> {
         self.check(batch)?;
-        Ok(self.matrix(self.output(&self.without_gradients(false), batch)))
+        Ok(self.matrix(self.output(&self.without_gradients(false), batch, None)))
     }
 
     /// Output vectors with exactly the bits of [`Tower::forward`], keeping no graph.
     pub fn encode_training(&self, batch: &Batch) -> Result<Matrix, TowerError> {
-        self.check(batch)?;
-        Ok(self.matrix(self.output(&self.without_gradients(true), batch).inner()))
+        self.encode_dropping(batch, None)
     }
 
     /// Output vectors and the graph that leads to them.
     pub fn forward(&self, batch: &Batch) -> Result<Forward, TowerError> {
+        self.forward_dropping(batch, None)
+    }
+
+    /// As [`Tower::encode_training`], with dropout. Without it, not a bit differs.
+    pub fn encode_dropping(&self, batch: &Batch, dropout: Option<&Dropout>) -> Result<Matrix, TowerError> {
         self.check(batch)?;
-        let output = self.output(&self.leaves, batch);
+        Ok(self.matrix(self.output(&self.without_gradients(true), batch, dropout).inner()))
+    }
+
+    /// As [`Tower::forward`], with dropout. Without it, not a bit differs.
+    pub fn forward_dropping(&self, batch: &Batch, dropout: Option<&Dropout>) -> Result<Forward, TowerError> {
+        self.check(batch)?;
+        let output = self.output(&self.leaves, batch, dropout);
         let vectors = self.matrix(output.clone().inner());
         Ok(Forward { vectors, output, layout: self.layout.clone(), leaves: self.leaves.clone() })
     }
@@ -136,14 +147,14 @@ impl Tower {
         Parameters { by_path, device: if autodiff { device } else { device.inner() } }
     }
 
-    fn output(&self, params: &Parameters, batch: &Batch) -> Tensor<2> {
+    fn output(&self, params: &Parameters, batch: &Batch, dropout: Option<&Dropout>) -> Tensor<2> {
         let pooled = match (&self.config.input, batch) {
             (Input::Vectors { dim }, Batch::Vectors(vectors)) => {
                 let data = TensorData::new(vectors.data().to_vec(), [vectors.rows(), *dim]);
                 Tensor::<2>::from_data(data, &params.device)
             }
             (Input::Tokens { encoder, pooling }, Batch::Tokens(tokens)) => {
-                let states = encode_tokens(params, encoder, tokens);
+                let states = encode_tokens(params, encoder, tokens, dropout);
                 match pooling {
                     Pooling::Mean => mean_pool(states, tokens, &params.device),
                     Pooling::Cls => first_token(states),
@@ -158,7 +169,8 @@ impl Tower {
                 burn::tensor::module::linear(pooled, params.table("head.weight"), None)
             }
             Head::Mlp { .. } => {
-                params.linear("head.output", activation::gelu(params.linear("head.hidden", pooled)))
+                let hidden = activation::gelu(params.linear("head.hidden", pooled));
+                params.linear("head.output", drop_vectors(dropout, "head.hidden", hidden, &params.device))
             }
         }
     }

@@ -30,8 +30,8 @@ pub struct ReportData {
     pub stages: Vec<StageTime>,
     /// The loss curves, one entry for each student.
     pub training: Vec<Training>,
-    /// The audit of the mined negatives, if any were mined.
-    pub negatives: Option<NegativesAudit>,
+    /// The audits of the mined negatives, one for each mining.
+    pub negatives: Vec<NegativesAudit>,
     /// Records of the input files that could not be used.
     pub bad_records: BadRecords,
 }
@@ -210,6 +210,8 @@ pub struct StepPoint {
 /// What mining kept and what it threw away.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct NegativesAudit {
+    /// What they were mined from.
+    pub source: String,
     /// Questions that were mined for.
     pub questions: u64,
     /// Candidates that were looked at.

@@ -33,7 +33,7 @@ struct Document<'a> {
     comparisons: &'a [Comparison],
     stages: &'a [StageTime],
     training: Vec<TrainingDocument<'a>>,
-    negatives: Option<&'a NegativesAudit>,
+    negatives: &'a [NegativesAudit],
     bad_records: &'a BadRecords,
 }
 
@@ -104,7 +104,7 @@ fn document(data: &ReportData) -> Document<'_> {
         comparisons: &data.comparisons,
         stages: &data.stages,
         training: training.collect(),
-        negatives: data.negatives.as_ref(),
+        negatives: &data.negatives,
         bad_records: &data.bad_records,
     }
 }

@@ -6,6 +6,7 @@
 //! - [`format`]: numbers and names as text
 //! - [`mod@json`]: the same for programs, report.json
 //! - [`table`]: the table on the terminal
+//! - [`negatives`]: the audit of mined negatives on the terminal
 //! - [`card`]: a student's model card
 //! - [`html`]: report.html, one page that asks nothing of the network
 //! - [`tensorboard`]: loss curves as event files
@@ -15,6 +16,7 @@ pub mod data;
 pub mod format;
 pub mod html;
 pub mod json;
+pub mod negatives;
 pub mod summary;
 pub mod table;
 pub mod tensorboard;
@@ -31,5 +33,6 @@ pub use data::{
 };
 pub use html::render_html;
 pub use json::render_json;
+pub use negatives::render_negatives;
 pub use table::render_table;
 pub use tensorboard::event_file;

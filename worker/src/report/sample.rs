@@ -61,7 +61,7 @@ pub(super) fn sample() -> ReportData {
                 ],
             },
         ],
-        negatives: Some(audit()),
+        negatives: vec![audit()],
     }
 }
 
@@ -142,6 +142,7 @@ fn audit() -> NegativesAudit {
     ];
     let counts = vec![120, 460, 1300, 2900, 4700, 5600, 5100, 3900, 2500, 1500, 800, 420, 190, 70, 30];
     NegativesAudit {
+        source: "teacher, bm25".to_owned(),
         questions: 8400,
         candidates: 84_000,
         kept: counts.iter().sum(),

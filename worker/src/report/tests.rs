@@ -29,7 +29,8 @@ fn hostile() -> ReportData {
             phase.steps.iter_mut().flat_map(|step| &mut step.terms).for_each(|term| term.0.push_str(HOSTILE));
         }
     }
-    let audit = data.negatives.as_mut().unwrap();
+    let audit = &mut data.negatives[0];
+    audit.source = bad();
     audit.filters.iter_mut().for_each(|filter| filter.filter = bad());
     for case in &mut audit.suspicious {
         (case.query_id, case.query, case.positive) = (bad(), bad(), bad());
@@ -60,7 +61,7 @@ fn odd() -> Vec<(&'static str, ReportData)> {
             }),
         ),
         ("no training", with(&|data| data.training.clear())),
-        ("no negatives", with(&|data| data.negatives = None)),
+        ("no negatives", with(&|data| data.negatives.clear())),
         ("no metrics", with(&|data| data.metrics.clear())),
         ("no sets", with(&|data| (data.dev, data.test) = (Vec::new(), Vec::new()))),
         ("only dev", with(&|data| data.test.clear())),
@@ -68,7 +69,7 @@ fn odd() -> Vec<(&'static str, ReportData)> {
         (
             "edges that do not fit",
             with(&|data| {
-                data.negatives.as_mut().unwrap().gaps.edges.pop();
+                data.negatives[0].gaps.edges.pop();
             }),
         ),
         (

@@ -4,12 +4,13 @@ use super::bench::{Content, Produced, TaskError, Workbench};
 use super::search::load_ranking;
 use super::shard::GIVEN;
 use crate::metrics::answers::{Answer, AnswerText};
-use crate::mining::{Audit, Candidate, Hooks, MiningSpec, Query, Sampling};
+use crate::mining::{Audit, Candidate, Hooks, MiningSpec, Query, Sampling, SuspiciousCase};
+use crate::report::SuspiciousNegative;
 use crate::search::topk::Hit;
 use crate::tables::{NegativeRow, read_negatives, write_negatives};
 use crate::vectors::VectorRows;
 use retort_common::ids::Digest;
-use retort_common::spec::AnswerRule;
+use retort_common::spec::{AnswerRule, MiningSampling};
 use retort_common::task::{Table, Task};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -18,6 +19,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 pub const NEGATIVES: &str = "negatives.parquet";
 /// The part that holds the audit.
 pub const AUDIT: &str = "audit.json";
+/// The part that holds the audit's most suspicious cases with their texts.
+pub const CASES: &str = "cases.json";
+/// Characters of a text that are kept in a case.
+const CASE_CHARACTERS: usize = 2000;
 /// Cases the audit lists.
 const SUSPICIOUS_CASES: usize = 50;
 
@@ -35,21 +40,24 @@ pub fn mine(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
         rank_from: mining.from_rank as usize - 1,
         rank_to: mining.depth as usize,
         per_query: mining.per_query as usize,
-        sampling: Sampling::Top,
+        sampling: match mining.sampling {
+            MiningSampling::Best => Sampling::Top,
+            MiningSampling::Random => Sampling::Random,
+        },
         seed: *seed,
         margin: (mining.margin > 0.0).then_some(mining.margin),
         ratio: (mining.ratio > 0.0).then_some(mining.ratio),
-        ceiling: None,
+        ceiling: mining.ceiling,
         drop_duplicate_texts: true,
         drop_answers: mining.drop_answers,
         suspicious_cases: SUSPICIOUS_CASES,
     };
     spec.check(lists.len()).map_err(TaskError::input)?;
-    let texts = CorpusFacts::collect(bench, queries, passages, &lists, mining.drop_answers)?;
+    let texts = CorpusFacts::collect(bench, queries, passages, (&lists, &positives), mining.drop_answers)?;
     let teacher_queries = bench.vector_rows(&teacher.queries)?;
     let teacher_passages = bench.vector_rows(&teacher.passages)?;
     let (mut audit, mut rows) = (Audit::new(SUSPICIOUS_CASES), Vec::new());
-    let digest = |row: u64| texts.digests[row as usize];
+    let digest = |row: u64| texts.digests[&row];
     let has_answer = |query: u64, row: u64| texts.answers.contains(&(query, row));
     let hooks = Hooks { digest: Some(&digest), has_answer: Some(&has_answer) };
     for (done, (query, known)) in positives.iter().enumerate() {
@@ -72,8 +80,13 @@ pub fn mine(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
     let path = bench.scratch(NEGATIVES);
     write_negatives(&path, &rows)?;
     let report = serde_json::to_vec_pretty(&audit).map_err(TaskError::input)?;
-    let parts =
-        vec![(NEGATIVES.to_owned(), Content::File(path)), (AUDIT.to_owned(), Content::Bytes(report.into()))];
+    let cases = cases(bench, &audit.suspicious, queries, passages, (&teacher_queries, &teacher_passages))?;
+    let cases = serde_json::to_vec_pretty(&cases).map_err(TaskError::input)?;
+    let parts = vec![
+        (NEGATIVES.to_owned(), Content::File(path)),
+        (AUDIT.to_owned(), Content::Bytes(report.into())),
+        (CASES.to_owned(), Content::Bytes(cases.into())),
+    ];
     let meta = json!({
         "queries": audit.queries, "negatives": audit.chosen,
         "short_queries": audit.short_queries, "missing": audit.missing,
@@ -137,10 +150,60 @@ fn score_rows(
     Ok(rows.iter().enumerate().map(|(i, row)| Candidate { row: *row, score: Some(dot(i)) }).collect())
 }
 
+/// The texts of suspicious cases, read shard by shard: a person has to judge them.
+fn cases(
+    bench: &Workbench<'_>,
+    found: &[SuspiciousCase],
+    queries: &Table,
+    passages: &Table,
+    (query_vectors, passage_vectors): (&VectorRows, &VectorRows),
+) -> Result<Vec<SuspiciousNegative>, TaskError> {
+    let cut = |text: String| text.chars().take(CASE_CHARACTERS).collect::<String>();
+    let wanted: HashSet<u64> = found.iter().flat_map(|case| [case.positive, case.negative]).collect();
+    let mut texts = HashMap::new();
+    for shard in (0..passages.shards).take_while(|_| !wanted.is_empty()) {
+        bench.go_on()?;
+        let shard = bench.passages(passages, shard)?;
+        for (at, row) in (0..shard.ids.len()).zip(shard.first_row..).filter(|(_, row)| wanted.contains(row)) {
+            texts.insert(row, (shard.ids[at].clone(), cut(shard.model_text(at))));
+        }
+    }
+    let asked: HashSet<u64> = found.iter().map(|case| case.query).collect();
+    let mut questions = HashMap::new();
+    for shard in (0..queries.shards).take_while(|_| !asked.is_empty()) {
+        let shard = bench.queries(queries, shard)?;
+        for (at, row) in (0..shard.ids.len()).zip(shard.first_row..).filter(|(_, row)| asked.contains(row)) {
+            questions.insert(row, (shard.ids[at].clone(), cut(shard.texts[at].clone())));
+        }
+    }
+    let missing = |what: &str, row: u64| TaskError::Input(format!("{what} row {row} is in no shard"));
+    let case = |case: &SuspiciousCase| {
+        let passage = |row: u64| texts.get(&row).cloned().ok_or_else(|| missing("passage", row));
+        let question = questions.get(&case.query).cloned().ok_or_else(|| missing("question", case.query));
+        let (query_id, query) = question?;
+        let (_, positive) = passage(case.positive)?;
+        let (negative_id, negative) = passage(case.negative)?;
+        let scores = score_rows(query_vectors, passage_vectors, case.query, &[case.positive, case.negative])?;
+        let score = |at: usize| scores[at].score.unwrap_or(f64::NAN);
+        let (positive_score, negative_score) = (score(0), score(1));
+        Ok(SuspiciousNegative {
+            query_id,
+            query,
+            positive,
+            positive_score,
+            negative_id,
+            negative,
+            negative_score,
+        })
+    };
+    found.iter().map(case).collect()
+}
+
 /// What mining must know of texts, gathered in one pass over the corpus.
 struct CorpusFacts {
-    /// A digest of each passage's text.
-    digests: Vec<u128>,
+    /// A digest of the text of every candidate and every positive; of no other passage, so that memory grows with
+    /// the questions and not with the corpus.
+    digests: HashMap<u64, u128>,
     /// Pairs (question, passage) of which the passage holds an answer.
     answers: HashSet<(u64, u64)>,
 }
@@ -150,9 +213,11 @@ impl CorpusFacts {
         bench: &Workbench<'_>,
         queries: &Table,
         passages: &Table,
-        lists: &[BTreeMap<u64, Vec<Hit>>],
+        (lists, positives): (&[BTreeMap<u64, Vec<Hit>>], &BTreeMap<u64, Vec<u64>>),
         with_answers: bool,
     ) -> Result<Self, TaskError> {
+        let hits = lists.iter().flat_map(BTreeMap::values).flatten().map(|hit| hit.row);
+        let wanted: HashSet<u64> = hits.chain(positives.values().flatten().copied()).collect();
         let mut asked = HashMap::<u64, Vec<u64>>::new();
         let mut accepted = HashMap::<u64, Vec<Answer>>::new();
         if with_answers {
@@ -163,12 +228,13 @@ impl CorpusFacts {
                 }
             }
         }
-        let mut facts = Self { digests: Vec::with_capacity(passages.rows as usize), answers: HashSet::new() };
+        let mut facts = Self { digests: HashMap::with_capacity(wanted.len()), answers: HashSet::new() };
         for shard in 0..passages.shards {
             bench.go_on()?;
             let shard = bench.passages(passages, shard)?;
-            for (row, text) in (shard.first_row..).zip(&shard.texts) {
-                facts.digests.push(text_digest(text));
+            let rows = (shard.first_row..).zip(&shard.texts);
+            for (row, text) in rows.filter(|(row, _)| wanted.contains(row)) {
+                facts.digests.insert(row, text_digest(text));
                 let Some(queries) = asked.get(&row) else { continue };
                 let text = AnswerText::new(text);
                 let holds = |query: &&u64| text.has_any(&accepted[query]);

@@ -63,7 +63,8 @@ pub struct StepRows {
 
 /// Writes the rows of a phase.
 pub fn order(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
-    let Task::Order { data, queries, passages, sets, batch, length, tokens, seed, unlabelled, .. } = task
+    let Task::Order { data, queries, passages, sets, batch, length, span, tokens, seed, unlabelled, .. } =
+        task
     else {
         unreachable!("called with its own task")
     };
@@ -76,13 +77,17 @@ pub fn order(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
     if rows == 0 {
         return Err(TaskError::Input("there is nothing to train on: the training sets are empty".to_owned()));
     }
-    let steps = match length {
+    let total = match length {
         PhaseLength::Steps(steps) => u64::from(*steps),
         PhaseLength::Epochs(epochs) => {
             let labelled = f64::from(batch.saturating_sub(*unlabelled).max(1));
             (epochs * rows as f64 / labelled).ceil().max(1.0) as u64
         }
     };
+    // A part of a phase has the rows that the whole phase has at its steps.
+    let (start, end) =
+        span.map_or((0, total), |span| (u64::from(span.first), u64::from(span.end).min(total)));
+    let steps = end.saturating_sub(start);
     let batch = u64::from(*batch);
     let width = source.width();
     let mix = Mix { batch, unlabelled: u64::from(*unlabelled) };
@@ -97,8 +102,10 @@ pub fn order(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
     };
     let store = match tokens {
         Some(tokens) => {
-            let needed = (0..(steps * batch).min(rows.saturating_mul(source.variety())))
-                .flat_map(|position| order(position).0);
+            // A part may begin within a pass, hence one more.
+            let variety = rows.saturating_mul(source.variety().saturating_add(1));
+            let positions = (steps * batch).min(variety);
+            let needed = (start * batch..start * batch + positions).flat_map(|position| order(position).0);
             Some(TokenStore::build(bench, tokens, queries, passages, needed.collect())?)
         }
         None => None,
@@ -108,7 +115,7 @@ pub fn order(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
     for first in (0..steps).step_by(steps_per_part as usize) {
         bench.go_on()?;
         let last = (first + steps_per_part).min(steps);
-        let rows = (first * batch..last * batch).map(&order);
+        let rows = ((start + first) * batch..(start + last) * batch).map(&order);
         let path = bench.scratch(&part_name(parts.len() as u64));
         write_part(&path, rows, width, store.as_ref())?;
         parts.push((part_name(parts.len() as u64), Content::File(path)));

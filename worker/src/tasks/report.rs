@@ -2,7 +2,7 @@
 
 use super::bench::{Content, Produced, TaskError, Workbench};
 use super::evaluate::{EVALUATION, Figures};
-use super::mine::AUDIT;
+use super::mine::{AUDIT, CASES};
 use super::student::curve;
 use crate::export::catalog::{CATALOG, Catalog, CatalogRow};
 use crate::metrics::significance::randomization_test;
@@ -89,7 +89,7 @@ fn catalog(task: &Task, data: &ReportData, chosen: &[usize]) -> Result<Catalog, 
         queries: sources.queries.clone(),
         train: sources.train.clone(),
         judged: dev.iter().chain(test).cloned().collect(),
-        negatives: negatives.clone(),
+        negatives: negatives.first().map(|(_, artifact)| artifact.clone()),
         rows: rows.iter().zip(chosen).map(row).collect(),
         cards: students.map(|row| (row.name.clone(), model_card(data, &row.name))).collect(),
     })
@@ -161,7 +161,10 @@ fn gather(bench: &Workbench<'_>, task: &Task) -> Result<(ReportData, Vec<usize>)
             .iter()
             .map(|(student, phases)| training_curves(bench, student, phases))
             .collect::<Result<_, _>>()?,
-        negatives: negatives.as_ref().map(|artifact| negatives_audit(bench, artifact)).transpose()?,
+        negatives: negatives
+            .iter()
+            .map(|(source, artifact)| negatives_audit(bench, source, artifact))
+            .collect::<Result<_, _>>()?,
         bad_records: bad_records(bench, [&sources.passages.artifact, &sources.queries.artifact])?,
     };
     Ok((data, chosen))
@@ -258,7 +261,11 @@ fn training_curves(
     Ok(Training { student: student.to_owned(), phases })
 }
 
-fn negatives_audit(bench: &Workbench<'_>, artifact: &ArtifactId) -> Result<NegativesAudit, TaskError> {
+fn negatives_audit(
+    bench: &Workbench<'_>,
+    source: &str,
+    artifact: &ArtifactId,
+) -> Result<NegativesAudit, TaskError> {
     let audit: Audit = bench.json(artifact, AUDIT)?;
     let filters = &audit.filters;
     let counted = [
@@ -273,6 +280,7 @@ fn negatives_audit(bench: &Workbench<'_>, artifact: &ArtifactId) -> Result<Negat
     ];
     let edges = GapHistogram::edges();
     Ok(NegativesAudit {
+        source: source.to_owned(),
         questions: audit.queries,
         candidates: filters.considered,
         kept: audit.chosen,
@@ -287,6 +295,6 @@ fn negatives_audit(bench: &Workbench<'_>, artifact: &ArtifactId) -> Result<Negat
             counts: audit.gaps.counts.get(1..edges.len()).map(<[u64]>::to_vec).unwrap_or_default(),
             edges,
         },
-        suspicious: Vec::new(),
+        suspicious: bench.json(artifact, CASES)?,
     })
 }

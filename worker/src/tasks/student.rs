@@ -12,6 +12,8 @@ pub const SHAPE: &str = "student.json";
 pub const WEIGHTS: &str = "weights.safetensors";
 /// The part that holds the tokenizer of a student that reads text.
 pub const TOKENIZER: &str = "tokenizer.json";
+/// The part that holds the optimiser's moments and the loss's own parameters, where a next part of the phase needs them.
+pub const STATE: &str = "state.safetensors";
 /// The part that holds the loss curve.
 pub const CURVE: &str = "curve.json";
 

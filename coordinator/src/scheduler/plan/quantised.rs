@@ -40,6 +40,7 @@ impl Planner<'_, '_> {
         let passages = vectors.passages.iter().map(&mut quantize).collect();
         let vectors = VectorSet { queries: vectors.queries, passages };
         let kind = StudentKind::Quantised;
-        Ok(Trained { phases: Vec::new(), last: quantizer, kind, vectors, export: None, bytes: Some(bytes) })
+        let (phases, negatives, bytes) = (Vec::new(), Vec::new(), Some(bytes));
+        Ok(Trained { phases, last: quantizer, kind, vectors, export: None, bytes, negatives })
     }
 }

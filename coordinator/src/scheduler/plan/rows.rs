@@ -64,7 +64,6 @@ impl Planner<'_, '_> {
         base: &Base,
         rows: Vec<ReportRow>,
         trained: &BTreeMap<&str, Trained>,
-        negatives: Option<ArtifactId>,
     ) -> Result<(), PlanError> {
         if self.known.iter().any(|id| (self.context.meta)(*id).is_none()) {
             return Ok(());
@@ -81,13 +80,20 @@ impl Planner<'_, '_> {
         let phases = |name: &String| trained.get(name.as_str()).map(|student| student.phases.clone());
         let training =
             spec.student.iter().filter_map(|student| Some((student.name.clone(), phases(&student.name)?)));
+        let mut audits: Vec<(String, ArtifactId)> = Vec::new();
+        let of_students = spec.student.iter().filter_map(|student| trained.get(student.name.as_str()));
+        for (name, artifact) in of_students.flat_map(|student| &student.negatives) {
+            if audits.iter().all(|(_, other)| other != artifact) {
+                audits.push((name.clone(), artifact.clone()));
+            }
+        }
         self.add(Task::Report {
             job: self.context.job.clone(),
             name: spec.name.clone(),
             spec_digest: self.context.digest,
             rows,
             training: training.collect(),
-            negatives,
+            negatives: audits,
             stages: (self.context.stages)(),
             sources: ReportSources {
                 passages: base.passages.clone(),

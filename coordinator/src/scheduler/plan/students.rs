@@ -1,11 +1,11 @@
 //! A student: its training rows, its phases, its vectors and its export.
 
-use super::{Base, PlanError, Planner, Trained, derived_seed};
+use super::{Base, PlanError, Planner, Trained, derived_seed, mines, sources};
 use retort_common::spec::inputs::ModelFiles;
-use retort_common::spec::{PhaseData, PhaseSpec, StudentKind, StudentSpec};
+use retort_common::spec::{PhaseSpec, StudentKind, StudentSpec};
 use retort_common::task::{
-    ArtifactId, BaseEncoder, Encoder, OrderTokens, PhaseLength, ProjectionStart, Side, StudentStart, Task,
-    VectorSet,
+    ArtifactId, BaseEncoder, Encoder, OrderTokens, PhaseLength, ProjectionStart, Side, Span, StudentStart,
+    Task, VectorSet,
 };
 use std::collections::BTreeMap;
 
@@ -16,31 +16,12 @@ impl Planner<'_, '_> {
         student: &StudentSpec,
         dim: u32,
         pca: Option<&ArtifactId>,
-        negatives: Option<&ArtifactId>,
         earlier: &BTreeMap<&str, Trained>,
     ) -> Result<Trained, PlanError> {
-        let spec = self.context.spec;
         let mut start = self.start(student, dim, pca, earlier)?;
-        let mut phases = Vec::new();
-        for (index, phase) in student.phase.iter().enumerate() {
-            let order = self.order(base, student, index, phase, negatives)?;
-            let signal = match phase.signal.as_str() {
-                "teacher" => base.teacher.clone(),
-                name => head(student, name, earlier)?.vectors.clone(),
-            };
-            let mut settings = phase.clone();
-            let loss = std::mem::take(&mut settings.loss);
-            let last = self.add(Task::Train {
-                start,
-                order,
-                inputs: (student.kind == StudentKind::Head).then(|| base.teacher.clone()),
-                signal,
-                phase: settings,
-                loss,
-                normalize: self.normalizes(),
-                seed: derived_seed(spec.seed, &student.name, index),
-                fingerprint: base.fingerprint.clone(),
-            });
+        let (mut phases, mut negatives) = (Vec::new(), Vec::new());
+        for index in 0..student.phase.len() {
+            let last = self.phase(base, student, index, start, &mut negatives, earlier)?;
             phases.push(last.clone());
             start = StudentStart::Student { student: last };
         }
@@ -48,7 +29,80 @@ impl Planner<'_, '_> {
         let last = phases.last().cloned().ok_or_else(missing)?;
         let vectors = self.student_vectors(base, student, &last);
         let export = self.export_student(student, &last);
-        Ok(Trained { phases, last, kind: student.kind, vectors, export: Some(export), bytes: None })
+        let export = Some(export);
+        Ok(Trained { phases, last, kind: student.kind, vectors, export, bytes: None, negatives })
+    }
+
+    /// Trains one phase and gives its last artifact. A phase that mines anew is trained part after part; part k + 2
+    /// takes the negatives that the student of part k found, which are mined while part k + 1 trains.
+    fn phase(
+        &mut self,
+        base: &Base,
+        student: &StudentSpec,
+        index: usize,
+        mut start: StudentStart,
+        audits: &mut Vec<(String, ArtifactId)>,
+        earlier: &BTreeMap<&str, Trained>,
+    ) -> Result<ArtifactId, PlanError> {
+        let spec = self.context.spec;
+        let phase = &student.phase[index];
+        let sources = sources(spec, phase);
+        let negatives = mines(phase).then(|| self.mine(base, sources, earlier)).transpose()?;
+        if let Some(negatives) = &negatives {
+            let names: Vec<String> = sources.iter().cloned().map(String::from).collect();
+            audits.push((names.join(", "), negatives.clone()));
+        }
+        let signal = match phase.signal.as_str() {
+            "teacher" => base.teacher.clone(),
+            name => head(student, name, earlier)?.vectors.clone(),
+        };
+        let mut settings = phase.clone();
+        let loss = std::mem::take(&mut settings.loss);
+        let spans = spans(phase);
+        let mut mined = Vec::new();
+        let mut last = None;
+        for (number, span) in spans.iter().enumerate() {
+            let fresh = number.checked_sub(2).and_then(|part| mined.get(part));
+            let order = self.order(base, student, index, phase, fresh.or(negatives.as_ref()), *span)?;
+            let goes_on = number + 1 < spans.len();
+            let part = self.add(Task::Train {
+                start,
+                order,
+                inputs: (student.kind == StudentKind::Head).then(|| base.teacher.clone()),
+                signal: signal.clone(),
+                phase: settings.clone(),
+                loss: loss.clone(),
+                span: *span,
+                keeps_state: goes_on,
+                normalize: self.normalizes(),
+                seed: derived_seed(spec.seed, &student.name, index),
+                fingerprint: base.fingerprint.clone(),
+            });
+            if number + 2 < spans.len() {
+                let fresh = self.refresh(base, student, &part, number);
+                let step = span.map_or(0, |span| span.end);
+                audits.push((format!("{} at step {step}", student.name), fresh.clone()));
+                mined.push(fresh);
+            }
+            start = StudentStart::Continue { student: part.clone() };
+            last = Some(part);
+        }
+        last.ok_or_else(|| PlanError::Missing { student: student.name.clone(), key: "steps" })
+    }
+
+    /// Negatives from the lists of a student in training.
+    fn refresh(
+        &mut self,
+        base: &Base,
+        student: &StudentSpec,
+        part: &ArtifactId,
+        number: usize,
+    ) -> ArtifactId {
+        let spec = self.context.spec;
+        let vectors = self.student_vectors(base, student, part);
+        let run = self.search_dense(base, &vectors, None, &spec.sets.train, spec.mining.depth);
+        let seed = derived_seed(spec.seed, &format!("mine {}", student.name), number);
+        self.mine_runs(base, vec![run], false, seed)
     }
 
     pub(super) fn start(
@@ -96,6 +150,7 @@ impl Planner<'_, '_> {
         index: usize,
         phase: &PhaseSpec,
         negatives: Option<&ArtifactId>,
+        span: Option<Span>,
     ) -> Result<ArtifactId, PlanError> {
         let spec = self.context.spec;
         let length = match (phase.steps, phase.epochs) {
@@ -110,7 +165,7 @@ impl Planner<'_, '_> {
             query: spec.student_input(self.context.inputs, student, Side::Query),
             passage: spec.student_input(self.context.inputs, student, Side::Passage),
         });
-        let mined = phase.data == PhaseData::Queries && phase.negatives > 0;
+        let mined = mines(phase);
         Ok(self.add(Task::Order {
             data: phase.data,
             queries: base.queries.clone(),
@@ -122,6 +177,7 @@ impl Planner<'_, '_> {
             unlabelled: (phase.unlabelled * f64::from(phase.batch)).round() as u32,
             batch: phase.batch,
             length,
+            span,
             tokens,
             seed: derived_seed(spec.seed, "order", index),
         }))
@@ -188,6 +244,13 @@ impl Planner<'_, '_> {
             normalize: self.normalizes(),
         })
     }
+}
+
+/// The parts that a phase is trained in: one that is all of it, unless it mines anew.
+fn spans(phase: &PhaseSpec) -> Vec<Option<Span>> {
+    let Some((every, total)) = phase.refresh_every.zip(phase.steps) else { return vec![None] };
+    let firsts = (0..total).step_by(every.max(1) as usize);
+    firsts.map(|first| Some(Span { first, end: total.min(first.saturating_add(every)), total })).collect()
 }
 
 /// The earlier head student of that name.

@@ -11,7 +11,7 @@ mod curves;
 mod frontier;
 mod labels;
 mod marks;
-mod negatives;
+pub(super) mod negatives;
 mod svg;
 mod tables;
 

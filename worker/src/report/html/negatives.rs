@@ -19,10 +19,19 @@ const AREA: Area = Area { left: 60.0, top: 14.0, right: 612.0, bottom: 208.0 };
 
 /// The section, or nothing where nothing was mined.
 pub fn section(data: &ReportData) -> String {
-    let Some(audit) = &data.negatives else { return String::new() };
+    if data.negatives.is_empty() {
+        return String::new();
+    }
+    let audits: String = data.negatives.iter().map(audit).collect();
     format!(
-        "<section aria-labelledby=\"negatives\"><h2 id=\"negatives\">Mined negatives</h2><p>{}</p>\
-         <div class=\"panels\">{}{}</div>{}</section>",
+        "<section aria-labelledby=\"negatives\"><h2 id=\"negatives\">Mined negatives</h2>{audits}</section>"
+    )
+}
+
+fn audit(audit: &NegativesAudit) -> String {
+    format!(
+        "<h3>From {}</h3><p>{}</p><div class=\"panels\">{}{}</div>{}",
+        escape(&audit.source),
         escape(&overview(audit)),
         filters(audit),
         gaps(&audit.gaps),
@@ -30,7 +39,8 @@ pub fn section(data: &ReportData) -> String {
     )
 }
 
-fn overview(audit: &NegativesAudit) -> String {
+/// How many were kept and how many are missing.
+pub fn overview(audit: &NegativesAudit) -> String {
     let found = format!(
         "Of {} for {}, {} were kept as negatives.",
         format::counted(audit.candidates, "candidate"),

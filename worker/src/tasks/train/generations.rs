@@ -33,7 +33,13 @@ pub(super) struct Course<'a> {
     pub(super) in_flight: InFlight,
     /// The state before the first step.
     pub(super) initial: &'a dyn Fn() -> Result<Checkpoint, TaskError>,
-    /// Steps taken.
+    /// The step that this part of the phase begins with; the order holds rows from there on.
+    pub(super) first: u64,
+    /// The step after its last.
+    pub(super) end: u64,
+    /// Steps of the whole phase.
+    pub(super) total: u64,
+    /// Steps taken, counted over the whole phase.
     pub(super) step: u64,
     pub(super) standing: Standing,
     /// Whether this worker writes checkpoints and the artifact.
@@ -94,14 +100,14 @@ impl Course<'_> {
 
     fn generation(&mut self, membership: &Membership<'_>) -> Result<End, Broken> {
         self.agree(membership)?;
-        while self.step < self.reader.steps {
+        while self.step < self.end {
             self.check_line()?;
-            let rows = self.reader.step(self.step)?;
+            let rows = self.reader.step(self.step - self.first)?;
             let leave = self.trainer.step(membership, self.step, &rows, &mut self.standing)?;
             self.step += 1;
             self.say();
             self.offer_checkpoint(membership)?;
-            if leave && self.step < self.reader.steps {
+            if leave && self.step < self.end {
                 membership.all_gather((self.step - 1, LEAVE_ROUND), Vec::new(), &self.standing)?;
                 return Ok(End::Left);
             }
@@ -138,19 +144,19 @@ impl Course<'_> {
     }
 
     fn say(&mut self) {
-        let (step, steps) = (self.step, self.reader.steps);
+        let (step, steps) = (self.step, self.total);
         let loss = self.trainer.curve.last().map_or(f64::NAN, |point| point.loss);
         self.standing.done = step;
         self.standing.detail = format!("step {step}/{steps}, loss {loss:.4}");
         match &self.bench.seat {
             Some(seat) if seat.is_in_cohort() => self.standing.say(seat, false),
-            _ => self.bench.progress.progress(step, steps, &self.standing.detail),
+            _ => self.bench.progress.progress(step, self.end, &self.standing.detail),
         }
     }
 
     fn offer_checkpoint(&mut self, membership: &Membership<'_>) -> Result<(), TaskError> {
         let every = u64::from(self.trainer.phase.checkpoint_every);
-        if !membership.is_lead() || !self.step.is_multiple_of(every) || self.step == self.reader.steps {
+        if !membership.is_lead() || !self.step.is_multiple_of(every) || self.step == self.end {
             return Ok(());
         }
         let (trainer, step) = (&self.trainer, self.step);
@@ -171,7 +177,7 @@ impl Course<'_> {
     fn save_at_stop(&mut self) -> Result<(), TaskError> {
         let stop = self.bench.seat.as_ref().and_then(|seat| seat.context.cancelled());
         let settled = self.in_flight.settle();
-        if self.step == 0 || !self.leads || stop == Some(Stop { force: true }) {
+        if self.step == self.first || !self.leads || stop == Some(Stop { force: true }) {
             return Ok(());
         }
         if let Err(error) = settled {
@@ -186,8 +192,8 @@ impl Course<'_> {
 
     /// Agrees with the other members on the state to go on from.
     fn agree(&mut self, membership: &Membership<'_>) -> Result<(), Broken> {
-        self.standing.total = self.reader.steps;
-        if membership.is_lead() && self.step == 0 {
+        self.standing.total = self.end;
+        if membership.is_lead() && self.step == self.first {
             self.resume()?;
         }
         if membership.deals().len() == 1 {
@@ -197,7 +203,7 @@ impl Course<'_> {
         let all = membership.all_gather((0, STATE_ROUND), mine.encode(), &self.standing)?;
         let stands: Vec<_> = all.iter().map(Stand::decode).collect();
         for (rank, stand) in stands.iter().enumerate() {
-            if stand.is_none_or(|stand| stand.step > self.reader.steps) {
+            if stand.is_none_or(|stand| stand.step > self.end) {
                 let message = "no state as it must be at the beginning of a generation".to_owned();
                 return Err(Broken::Trouble { peers: vec![membership.worker(rank)], suspect: true, message });
             }
@@ -239,7 +245,7 @@ impl Course<'_> {
 
     /// Forgets what is in memory.
     fn reset(&mut self) -> Result<(), TaskError> {
-        self.step = 0;
+        self.step = self.first;
         self.trainer.restore((self.initial)()?)
     }
 

@@ -12,17 +12,20 @@ mod cohort;
 mod generations;
 mod objective;
 mod start;
+#[cfg(test)]
+mod tests;
 mod trainer;
 
 use super::bench::{Content, Produced, TaskError, Workbench};
 use super::order::{OrderReader, StepRows};
-use super::student::{CURVE, SHAPE, StudentShape, TOKENIZER, WEIGHTS};
+use super::student::{CURVE, SHAPE, STATE, StudentShape, TOKENIZER, WEIGHTS, curve};
 use crate::model::{FileDtype, Tower, write_parameters};
 use crate::training::checkpoint::{Checkpoint, Checkpoints, InFlight, weights_sha256};
+use crate::vectors::{Tensors, Values, write_tensors};
 use cohort::Standing;
 use generations::Course;
-use objective::{objective, optimizer, schedule};
-use retort_common::task::{ProjectionStart, StudentStart, Task};
+use objective::{LossDims, PhaseLoss, optimizer, schedule};
+use retort_common::task::{ArtifactId, ProjectionStart, StudentStart, Task};
 use serde_json::json;
 use start::{begin, pad_token_id, scale_projection};
 use std::collections::BTreeMap;
@@ -32,12 +35,12 @@ use trainer::{CachedVectors, Trainer};
 
 /// Trains a student through a phase.
 pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
-    let Task::Train { order, inputs, signal, phase, loss, normalize, .. } = task else {
+    let Task::Train { start, order, inputs, signal, phase, loss, span, normalize, seed, .. } = task else {
         unreachable!("called with its own task")
     };
     bench.encoders.clear();
     let mut reader = OrderReader::open(bench, order)?;
-    let (shape, params, tokenizer) = student(bench, task, &mut || reader.step(0))?;
+    let (shape, mut params, tokenizer) = student(bench, task, &mut || reader.step(0))?;
     let signal_vectors = Rc::new(CachedVectors::open(bench, signal)?);
     let inputs = match inputs {
         // A head's own input is mostly its signal, too: its files are opened once.
@@ -47,11 +50,20 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
     };
     let signal = signal_vectors;
     let tower = Tower::new(shape.tower.clone(), &params, &bench.device).map_err(TaskError::input)?;
-    let trainer = Trainer {
+    // The order holds the rows of this part of the phase; steps are counted over all of it.
+    let first = span.map_or(0, |span| u64::from(span.first));
+    let (end, total) = (first + reader.steps, span.map_or(reader.steps, |span| u64::from(span.total)));
+    let dims =
+        LossDims { student: shape.tower.dim(), signal: signal.dim(), width: reader.width, steps: total };
+    let phase_loss = PhaseLoss::new(loss, phase, *normalize, dims)?;
+    let loss_parameters = phase_loss.initial(*seed);
+    params.extend_from_slice(&loss_parameters);
+    let mut trainer = Trainer {
         phase,
-        objective: objective(loss, *normalize),
-        optimizer: optimizer(&tower, phase),
-        schedule: schedule(phase, reader.steps),
+        optimizer: optimizer(tower.layout(), &phase_loss, phase),
+        loss: phase_loss,
+        seed: *seed,
+        schedule: schedule(phase, total),
         inputs,
         signal,
         pad_token_id: pad_token_id(&shape.tower),
@@ -60,7 +72,10 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
         curve: Vec::new(),
         weights_digest: None,
     };
-    let initial = || initial_state(bench, task);
+    let initial = || initial_state(bench, task, &loss_parameters, first);
+    if matches!(start, StudentStart::Continue { .. }) {
+        trainer.restore(initial()?)?;
+    }
     let mut course = Course {
         bench,
         trainer,
@@ -68,13 +83,16 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
         checkpoints: Checkpoints::new(bench, task.id(), 1),
         in_flight: InFlight::default(),
         initial: &initial,
-        step: 0,
+        first,
+        end,
+        total,
+        step: first,
         standing: Standing::default(),
         leads: true,
     };
     course.run()?;
     let Course { trainer, step, .. } = course;
-    finish(bench, &shape, tokenizer, trainer, step)
+    finish(bench, task, &shape, tokenizer, trainer, step)
 }
 
 /// The student before its first step: its shape, parameters and tokenizer.
@@ -95,37 +113,81 @@ fn student(
 }
 
 /// The state before the first step, made anew.
-fn initial_state(bench: &Workbench<'_>, task: &Task) -> Result<Checkpoint, TaskError> {
-    let Task::Train { order, .. } = task else { unreachable!("called with its own task") };
+fn initial_state(
+    bench: &Workbench<'_>,
+    task: &Task,
+    loss_parameters: &[f32],
+    step: u64,
+) -> Result<Checkpoint, TaskError> {
+    let Task::Train { start, order, .. } = task else { unreachable!("called with its own task") };
     let mut first = || OrderReader::open(bench, order)?.step(0);
-    let (_, params, _) = student(bench, task, &mut first)?;
+    let (_, mut params, _) = student(bench, task, &mut first)?;
+    if let StudentStart::Continue { student } = start {
+        return taken_over(bench, student, params, loss_parameters.len(), step);
+    }
+    params.extend_from_slice(loss_parameters);
     let moments = vec![0.0; params.len()];
     let (first_moment, second_moment) = (moments.clone(), moments);
-    Ok(Checkpoint { step: 0, params, first_moment, second_moment, curve: Vec::new() })
+    Ok(Checkpoint { step, params, first_moment, second_moment, curve: Vec::new() })
+}
+
+/// The state that the part of the phase before this one ended with, `step` steps after the phase began.
+fn taken_over(
+    bench: &Workbench<'_>,
+    part: &ArtifactId,
+    mut params: Vec<f32>,
+    loss_parameters: usize,
+    step: u64,
+) -> Result<Checkpoint, TaskError> {
+    let state = Tensors::read(&bench.part(part, STATE)?)?;
+    let read = |name: &str, wanted: usize| {
+        let (_, values) = state.f32(name)?;
+        if values.len() == wanted {
+            return Ok(values);
+        }
+        let found = values.len();
+        Err(TaskError::Input(format!("{part}: {name} has {found} values, {wanted} are needed")))
+    };
+    params.extend(read("loss_parameters", loss_parameters)?);
+    let (first_moment, second_moment) =
+        (read("first_moment", params.len())?, read("second_moment", params.len())?);
+    Ok(Checkpoint { step, params, first_moment, second_moment, curve: curve(bench, part)? })
 }
 
 fn finish(
     bench: &Workbench<'_>,
+    task: &Task,
     shape: &StudentShape,
     tokenizer: Option<PathBuf>,
     trainer: Trainer<'_>,
     steps: u64,
 ) -> Result<Produced, TaskError> {
     let path = bench.scratch(WEIGHTS);
-    write_parameters(&path, trainer.tower.layout(), &trainer.params, FileDtype::F32, &BTreeMap::new())
+    let (params, loss_parameters) = trainer.params.split_at(trainer.tower_len());
+    write_parameters(&path, trainer.tower.layout(), params, FileDtype::F32, &BTreeMap::new())
         .map_err(TaskError::input)?;
-    let weights_sha256 = weights_sha256(&trainer.params);
+    let weights_sha256 = weights_sha256(params);
     let json = |value: serde_json::Result<Vec<u8>>| value.map(Into::into).map_err(TaskError::input);
     let mut parts = vec![
         (SHAPE.to_owned(), Content::Bytes(json(serde_json::to_vec_pretty(shape))?)),
         (WEIGHTS.to_owned(), Content::File(path)),
         (CURVE.to_owned(), Content::Bytes(json(serde_json::to_vec(&trainer.curve))?)),
     ];
+    if matches!(task, Task::Train { keeps_state: true, .. }) {
+        let path = bench.scratch(STATE);
+        let (first, second) = trainer.optimizer.moments();
+        let tensors =
+            [("first_moment", first), ("loss_parameters", loss_parameters), ("second_moment", second)];
+        let tensors = tensors.map(|(name, values)| (name, vec![values.len()], Values::F32(values)));
+        write_tensors(&path, &tensors)?;
+        parts.push((STATE.to_owned(), Content::File(path)));
+    }
     parts.extend(tokenizer.map(|path| (TOKENIZER.to_owned(), Content::File(path))));
     let last = trainer.curve.last().map(|point| point.loss);
     let meta = json!({
         "steps": steps, "loss": last, "weights_sha256": weights_sha256,
-        "dim": shape.tower.dim(), "parameters": trainer.params.len(),
+        "dim": shape.tower.dim(), "parameters": params.len(),
+        "temperatures": trainer.loss.temperatures(loss_parameters),
     });
     Ok(Produced { parts, meta })
 }

@@ -20,7 +20,7 @@ pub(super) fn begin(
     seed: u64,
 ) -> Result<(StudentShape, Vec<f32>, Option<PathBuf>), TaskError> {
     match start {
-        StudentStart::Student { student } => {
+        StudentStart::Student { student } | StudentStart::Continue { student } => {
             let Student { shape, params, .. } = Student::load(bench, student)?;
             let reads_text = matches!(shape.tower.input, Input::Tokens { .. });
             let tokenizer = if reads_text { Some(bench.part(student, TOKENIZER)?) } else { None };

@@ -3,10 +3,10 @@
 use super::super::bench::{TaskError, Workbench};
 use super::super::order::{StepRows, TextRow};
 use super::cohort::{Broken, Membership, Standing};
-use super::objective::{only_queries, term_name};
-use crate::losses::{self, Objective, Teacher};
+use super::objective::PhaseLoss;
+use crate::losses::{self, Outcome, Teacher};
 use crate::matrix::Matrix;
-use crate::model::{Batch, Forward, Tower};
+use crate::model::{Batch, Dropout, Forward, Tower};
 use crate::optimizer::{AdamW, Schedule, clip_global_norm};
 use crate::report::StepPoint;
 use crate::text::TokenBatch;
@@ -36,6 +36,10 @@ impl CachedVectors {
         Ok(Self { queries: bench.vector_rows(&set.queries)?, passages: bench.vector_rows(&set.passages)? })
     }
 
+    pub(super) fn dim(&self) -> usize {
+        self.queries.dim()
+    }
+
     fn gather(&self, texts: &[TextRow]) -> Result<Matrix, TaskError> {
         let mut vectors = Matrix::zeros(texts.len(), self.queries.dim());
         for (i, text) in texts.iter().enumerate() {
@@ -55,13 +59,16 @@ type Partials = Vec<(Range<u32>, Vec<f32>)>;
 /// The state of a phase in work.
 pub(super) struct Trainer<'a> {
     pub(super) phase: &'a PhaseSpec,
-    pub(super) objective: Objective,
+    pub(super) loss: PhaseLoss,
+    /// Seed of the dropout masks.
+    pub(super) seed: u64,
     pub(super) optimizer: AdamW,
     pub(super) schedule: Schedule,
     pub(super) inputs: Option<Rc<CachedVectors>>,
     pub(super) signal: Rc<CachedVectors>,
     pub(super) pad_token_id: u32,
     pub(super) tower: Tower,
+    /// The tower's parameters, and the loss's own behind them.
     pub(super) params: Vec<f32>,
     pub(super) curve: Vec<StepPoint>,
     /// Of the current weights, once it was asked for.
@@ -76,10 +83,15 @@ pub(super) const STEP_ROUND: u32 = 3;
 const HEADER_BYTES: usize = 9;
 
 impl Trainer<'_> {
+    /// Number of the tower's own parameters.
+    pub(super) fn tower_len(&self) -> usize {
+        self.tower.layout().len()
+    }
+
     /// Takes up a state that was reached before.
     pub(super) fn restore(&mut self, state: Checkpoint) -> Result<(), TaskError> {
         let Checkpoint { step, params, first_moment, second_moment, curve } = state;
-        self.tower.set_params(&params).map_err(TaskError::input)?;
+        self.tower.set_params(&params[..self.tower_len()]).map_err(TaskError::input)?;
         self.optimizer.restore(step, first_moment, second_moment);
         (self.params, self.curve) = (params, curve);
         self.weights_digest = None;
@@ -114,7 +126,7 @@ impl Trainer<'_> {
     ) -> Result<bool, Broken> {
         let grows = membership.look()?;
         let deal = membership.deal();
-        let parts = self.microbatches(rows, deal.clone())?;
+        let parts = self.microbatches(step, rows, deal.clone())?;
         // One microbatch needs no second forward pass: its graphs are kept. The kernels are the same either way.
         let keep = parts.len() == 1;
         let width = rows.texts.len() / self.phase.microbatches as usize;
@@ -125,12 +137,12 @@ impl Trainer<'_> {
         for part in parts.iter().flatten() {
             membership.look()?;
             let output = if keep {
-                let forward = self.tower.forward(&part.batch).map_err(TaskError::input)?;
+                let forward = self.forward(part)?;
                 let vectors = forward.vectors.clone();
                 graphs.push(forward);
                 vectors
             } else {
-                self.tower.encode_training(&part.batch).map_err(TaskError::input)?
+                self.tower.encode_dropping(&part.batch, part.dropout.as_ref()).map_err(TaskError::input)?
             };
             for (at, cell) in part.cells.iter().enumerate() {
                 mine.row_mut(*cell - first_cell).copy_from_slice(output.row(at));
@@ -138,11 +150,15 @@ impl Trainer<'_> {
         }
         let encoding = begun.elapsed();
         let (vectors, leave) = self.gather(membership, step, mine, grows, standing)?;
-        let (value, terms, d_vectors) = self.loss(rows, &vectors)?;
+        let (outcome, terms, d_vectors) = self.loss(step, rows, &vectors)?;
+        let value = outcome.value;
         let (partials, backward) = self.partials(membership, deal.clone(), &parts, graphs, &d_vectors)?;
         let microbatch = (encoding + backward) / deal.len().max(1) as u32;
         standing.microbatch_us = mean(standing.microbatch_us, microbatch);
         let mut gradient = membership.reduce(step, partials, standing)?;
+        // Everyone has the whole gradient by the loss's own parameters: it is added once, after the tree's root.
+        gradient.extend_from_slice(&outcome.theta);
+        self.optimizer.clear_frozen(&mut gradient);
         let clip = if self.phase.clip_norm > 0.0 { self.phase.clip_norm } else { f64::INFINITY };
         let gradient_norm = clip_global_norm(&mut gradient, clip);
         if !value.is_finite() || !gradient_norm.is_finite() {
@@ -154,8 +170,11 @@ impl Trainer<'_> {
         }
         let learning_rate = self.schedule.at(step);
         self.optimizer.step(&mut self.params, &gradient, learning_rate);
+        let len = self.tower_len();
+        gradient.truncate(len);
         membership.recycle(gradient);
-        self.tower.set_params(&self.params).map_err(TaskError::input)?;
+        self.loss.clamp(&mut self.params[len..]);
+        self.tower.set_params(&self.params[..len]).map_err(TaskError::input)?;
         self.weights_digest = None;
         self.curve.push(StepPoint { step: step + 1, loss: value, terms, learning_rate, gradient_norm });
         Ok(leave)
@@ -234,7 +253,7 @@ impl Trainer<'_> {
                     membership.look()?;
                     let forward = match graphs.next() {
                         Some(graph) => graph,
-                        None => self.tower.forward(&part.batch).map_err(TaskError::input)?,
+                        None => self.forward(part)?,
                     };
                     let gradient = forward.backward(&select(d_vectors, &part.cells));
                     match &mut total {
@@ -250,10 +269,27 @@ impl Trainer<'_> {
     }
 
     /// The parts of some microbatches. How they are cut depends on the microbatch alone, never on who computes it.
-    fn microbatches(&self, rows: &StepRows, deal: Range<u32>) -> Result<Vec<Vec<Part>>, TaskError> {
+    fn microbatches(
+        &self,
+        step: u64,
+        rows: &StepRows,
+        deal: Range<u32>,
+    ) -> Result<Vec<Vec<Part>>, TaskError> {
         let cells = rows.texts.len() / self.phase.microbatches as usize;
         let deal = deal.start as usize..deal.end as usize;
-        deal.map(|at| self.parts(rows, at * cells..(at + 1) * cells)).collect()
+        let parts = |at: usize| {
+            let mut parts = self.parts(rows, at * cells..(at + 1) * cells)?;
+            for part in &mut parts {
+                let numbers = part.cells.iter().map(|cell| (cell - at * cells) as u64).collect();
+                part.dropout = Dropout::new(self.phase.dropout, self.seed, step, at as u64, numbers);
+            }
+            Ok(parts)
+        };
+        deal.map(parts).collect()
+    }
+
+    fn forward(&self, part: &Part) -> Result<Forward, TaskError> {
+        self.tower.forward_dropping(&part.batch, part.dropout.as_ref()).map_err(TaskError::input)
     }
 
     /// Vectors go through a head together. Texts go through an encoder with others of about their length, since
@@ -261,7 +297,7 @@ impl Trainer<'_> {
     fn parts(&self, rows: &StepRows, cells: std::ops::Range<usize>) -> Result<Vec<Part>, TaskError> {
         if let Some(inputs) = &self.inputs {
             let batch = Batch::Vectors(inputs.gather(&rows.texts[cells.clone()])?);
-            return Ok(vec![Part { cells: cells.collect(), batch }]);
+            return Ok(vec![Part { cells: cells.collect(), batch, dropout: None }]);
         }
         let length = |cell: usize| rows.tokens[cell].len();
         let mut sorted: Vec<usize> = cells.collect();
@@ -272,7 +308,7 @@ impl Trainer<'_> {
             let rest = sorted.split_off(sorted.partition_point(fits));
             let tokens: Vec<_> = sorted.iter().map(|cell| rows.tokens[*cell].as_slice()).collect();
             let batch = Batch::Tokens(TokenBatch::new(&tokens, self.pad_token_id));
-            parts.push(Part { cells: sorted, batch });
+            parts.push(Part { cells: sorted, batch, dropout: None });
             sorted = rest;
         }
         Ok(parts)
@@ -282,9 +318,10 @@ impl Trainer<'_> {
     #[allow(clippy::type_complexity)]
     fn loss(
         &self,
+        step: u64,
         rows: &StepRows,
         vectors: &Matrix,
-    ) -> Result<(f64, Vec<(String, f64)>, Matrix), TaskError> {
+    ) -> Result<(Outcome<f32>, Vec<(String, f64)>, Matrix), TaskError> {
         let width = rows.texts.len() / rows.known_positives.len();
         // Single texts stand on both sides of the batch; only the side of the questions is compared.
         let single = width == 1;
@@ -297,12 +334,9 @@ impl Trainer<'_> {
         let (queries, passages) = (select(vectors, &query_cells), select(vectors, &passage_cells));
         let teacher_queries = self.signal.gather(&texts(&query_cells))?;
         let teacher_passages = self.signal.gather(&texts(&passage_cells))?;
-        let mut objective = self.objective.clone();
-        if single {
-            objective.terms.iter_mut().for_each(only_queries);
-        }
         let batch = losses::Batch {
             dim: vectors.dim(),
+            microbatch: rows.known_positives.len() / self.phase.microbatches as usize,
             queries: queries.data(),
             passages: passages.data(),
             query_rows: &numbers(&query_cells),
@@ -314,9 +348,7 @@ impl Trainer<'_> {
                 passages: teacher_passages.data(),
             },
         };
-        let outcome = losses::evaluate(&objective, &batch, &[]).map_err(TaskError::input)?;
-        let names = objective.terms.iter().map(term_name);
-        let terms = names.zip(outcome.terms.iter().copied()).collect();
+        let (outcome, terms) = self.loss.evaluate(step, &batch, &self.params[self.tower_len()..])?;
         let mut gradient = Matrix::zeros(vectors.rows(), vectors.dim());
         let sides = [(&query_cells, &outcome.queries), (&passage_cells, &outcome.passages)];
         for (cells, values) in sides.into_iter().take(if single { 1 } else { 2 }) {
@@ -324,7 +356,7 @@ impl Trainer<'_> {
                 gradient.row_mut(*cell).copy_from_slice(row);
             }
         }
-        Ok((outcome.value, terms, gradient))
+        Ok((outcome, terms, gradient))
     }
 }
 
@@ -333,6 +365,7 @@ struct Part {
     /// Where they stand among the texts of the step.
     cells: Vec<usize>,
     batch: Batch,
+    dropout: Option<Dropout>,
 }
 
 /// Some rows of a matrix.

@@ -1,0 +1,192 @@
+//! A phase in parts has the bits of the same phase in one piece.
+
+use super::super::bench::{Content, Produced, Progress, VECTORS, Workbench};
+use super::super::embed::EncoderCache;
+use super::train;
+use crate::mining::counter;
+use crate::model::Device;
+use crate::vectors::{Values, write_tensors};
+use retort_common::artifact::{ArtifactReader, ArtifactWriter, Cache};
+use retort_common::ids::{AttemptNumber, Digest, TaskId};
+use retort_common::spec::{LossSpec, PhaseSpec};
+use retort_common::store::Store;
+use retort_common::task::{ArtifactId, ProjectionStart, Span, StudentStart, Task, VectorSet};
+use serde_json::{Value, json};
+
+const STEPS: u32 = 6;
+const BATCH: usize = 8;
+const WIDTH: usize = 4;
+const ROWS: u64 = 40;
+const DIM: usize = 6;
+
+struct Quiet;
+
+impl Progress for Quiet {
+    fn progress(&self, _: u64, _: u64, _: &str) {}
+    fn log(&self, _: &str) {}
+    fn stopped(&self) -> bool {
+        false
+    }
+}
+
+/// A store with training rows and vectors, and what a worker has.
+struct Fixture {
+    runtime: tokio::runtime::Runtime,
+    store: Store,
+    folder: tempfile::TempDir,
+    vectors: VectorSet,
+}
+
+fn artifact(kind: &str, name: &str) -> ArtifactId {
+    ArtifactId { kind: kind.to_owned(), task: TaskId(Digest::of(name.as_bytes())) }
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let store = Store::open("memory:///").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let (queries, passages) = (artifact("vectors", "queries"), artifact("vectors", "passages"));
+        let vectors = VectorSet { queries: vec![queries.clone()], passages: vec![passages.clone()] };
+        let fixture = Self { runtime, store, folder, vectors };
+        for (stream, set) in [(1, queries), (2, passages)] {
+            let value = |at: u64| counter::unit(counter::hash(stream, &[at])) as f32 - 0.5;
+            let values: Vec<f32> = (0..ROWS * DIM as u64).map(value).collect();
+            let path = fixture.folder.path().join("vectors");
+            let shape = vec![ROWS as usize, DIM];
+            write_tensors(&path, &[("vectors", shape, Values::F32(&values))]).unwrap();
+            fixture.put(&set, vec![(VECTORS.to_owned(), Content::File(path))], json!({}));
+        }
+        fixture
+    }
+
+    fn put(&self, artifact: &ArtifactId, parts: Vec<(String, Content)>, meta: Value) {
+        self.runtime.block_on(async {
+            let mut writer =
+                ArtifactWriter::new(&self.store, artifact.clone(), 1, AttemptNumber(1), "n".to_owned());
+            for (name, content) in parts {
+                match content {
+                    Content::Bytes(bytes) => writer.add(&name, bytes).await.unwrap(),
+                    Content::File(path) => writer.add_file(&name, &path).await.unwrap(),
+                }
+            }
+            writer.finish(meta).await.unwrap();
+        });
+    }
+
+    /// The training rows of some steps: a question, its positive and two negatives.
+    fn order(&self, steps: std::ops::Range<u32>) -> ArtifactId {
+        let (mut texts, mut known) = (Vec::new(), Vec::new());
+        for row in steps.start as u64 * BATCH as u64..u64::from(steps.end) * BATCH as u64 {
+            let draw = |stream: u64| counter::hash(9, &[row, stream]) % ROWS;
+            texts.extend([draw(0) | 1 << 63, draw(1), draw(2), draw(3)]);
+            known.push(draw(1));
+        }
+        let ends: Vec<u64> = (1..=known.len() as u64).collect();
+        let path = self.folder.path().join("order");
+        let tensors = [
+            ("known_positives", vec![known.len()], Values::U64(&known)),
+            ("known_positives_ends", vec![ends.len()], Values::U64(&ends)),
+            ("texts", vec![known.len(), WIDTH], Values::U64(&texts)),
+        ];
+        write_tensors(&path, &tensors).unwrap();
+        let order = artifact("order", &format!("{steps:?}"));
+        let meta = json!({ "steps": steps.len(), "batch": BATCH, "width": WIDTH, "steps_per_part": 100 });
+        self.put(&order, vec![("000000.safetensors".to_owned(), Content::File(path))], meta);
+        order
+    }
+
+    /// Trains, stores the artifact, and gives its digest of weights and its loss curve.
+    fn train(
+        &self,
+        start: StudentStart,
+        steps: std::ops::Range<u32>,
+        phase: &PhaseSpec,
+    ) -> (ArtifactId, Value, String) {
+        let (mut phase, whole) = (phase.clone(), steps == (0..STEPS));
+        let loss = std::mem::take(&mut phase.loss);
+        let span = Span { first: steps.start, end: steps.end, total: STEPS };
+        let task = Task::Train {
+            start,
+            order: self.order(steps.clone()),
+            inputs: Some(self.vectors.clone()),
+            signal: self.vectors.clone(),
+            phase,
+            loss,
+            span: (!whole).then_some(span),
+            keeps_state: steps.end < STEPS,
+            normalize: true,
+            seed: 5,
+            fingerprint: "test".to_owned(),
+        };
+        let cache = Cache::open(&self.folder.path().join("cache"), 1 << 30).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let encoders = EncoderCache::default();
+        let bench = Workbench {
+            artifacts: ArtifactReader::new(self.store.clone(), cache),
+            device: Device::flex(),
+            threads: 1,
+            job: "job".parse().unwrap(),
+            scratch: scratch.path().to_owned(),
+            progress: &Quiet,
+            runtime: self.runtime.handle().clone(),
+            encoders: &encoders,
+            seat: None,
+        };
+        let Produced { parts, meta } = train(&bench, &task).unwrap();
+        let curve = parts.iter().find(|(name, _)| name == "curve.json");
+        let Some((_, Content::Bytes(curve))) = curve else { panic!("no loss curve") };
+        let curve = String::from_utf8(curve.to_vec()).unwrap();
+        self.put(&task.output(), parts, meta.clone());
+        (task.output(), meta, curve)
+    }
+}
+
+fn phase(extra: Value) -> PhaseSpec {
+    let mut value = json!({
+        "data": "queries", "steps": STEPS, "batch": BATCH, "microbatches": 4, "negatives": 2,
+        "learning_rate": 0.01, "warmup": 0.3, "schedule": "cosine", "dropout": 0.1,
+        "loss": [
+            { "kind": "info_nce", "temperature": 0.2, "learn_temperature": true, "ramp": { "to": 0.2 } },
+            { "kind": "embedding_mse", "projection": true, "dims": [2, 4] },
+        ],
+    });
+    value.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    serde_json::from_value(value).unwrap()
+}
+
+fn mlp() -> StudentStart {
+    StudentStart::Head { input: DIM as u32, dim: 4, hidden: Some(8), init: ProjectionStart::Random }
+}
+
+#[test]
+fn a_phase_in_parts_is_the_phase_in_one_piece() {
+    let fixture = Fixture::new();
+    let phase = phase(json!({}));
+    let (_, whole, curve) = fixture.train(mlp(), 0..STEPS, &phase);
+    let (first, ..) = fixture.train(mlp(), 0..2, &phase);
+    let (second, ..) = fixture.train(StudentStart::Continue { student: first }, 2..5, &phase);
+    let (_, parts, joined) = fixture.train(StudentStart::Continue { student: second }, 5..STEPS, &phase);
+    assert_eq!(whole, parts);
+    assert_eq!(curve, joined);
+    assert!(whole["temperatures"][0][1].as_f64().unwrap() != 0.2);
+}
+
+#[test]
+fn dropout_and_the_seed_of_a_step_change_weights() {
+    let fixture = Fixture::new();
+    let digest = |extra: Value| fixture.train(mlp(), 0..STEPS, &phase(extra)).1["weights_sha256"].clone();
+    let with = digest(json!({}));
+    let without = digest(json!({ "dropout": 0.0 }));
+    assert_ne!(with, without);
+    assert_ne!(without, digest(json!({ "dropout": 0.0, "microbatches": 2 })));
+}
+
+#[test]
+fn a_loss_that_the_signal_cannot_give_is_refused_before_any_step() {
+    let terms: Vec<LossSpec> = serde_json::from_value(json!([{ "kind": "embedding_mse" }])).unwrap();
+    let phase = PhaseSpec { loss: Vec::new(), ..phase(json!({})) };
+    let dims = super::objective::LossDims { student: 4, signal: DIM, width: WIDTH, steps: 1 };
+    let error = super::objective::PhaseLoss::new(&terms, &phase, true, dims).err().unwrap();
+    assert!(error.to_string().contains("set `projection = true`"), "{error}");
+}
