@@ -392,7 +392,7 @@ pub struct WorkerStart {
     /// Most bytes kept in the cache, e.g. 20GB.
     #[arg(long, value_name = "N", default_value = "10GB", value_parser = bytes)]
     pub cache_bytes: u64,
-    /// Silence after which the coordinator counts as lost, e.g. 5s.
+    /// Silence after which the coordinator or a worker in the same training counts as lost, e.g. 5s.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub failure_detection: Duration,
     /// Address on which workers that train together reach this one; port 0 takes a free one.

@@ -35,6 +35,7 @@ pub async fn coordinator(args: CoordinatorArgs) -> anyhow::Result<Exit> {
 
 pub async fn worker(args: WorkerStart) -> anyhow::Result<Exit> {
     let (coordinators, net) = config::resolve(&args.connect)?;
+    let net = NetOptions { failure_detection: args.failure_detection, ..net };
     begin(&args.process)?;
     let device = Device::parse(&args.device)?;
     let threads = match args.threads {
