@@ -126,7 +126,7 @@ fn the_report_has_all_rows_with_their_bytes() {
     assert_eq!(rows, expected);
     assert_eq!(
         training.iter().map(|(name, phases)| (name.as_str(), phases.len())).collect::<Vec<_>>(),
-        [("head", 2), ("small", 1)]
+        [("head", 2), ("codes", 0), ("small", 1)]
     );
     assert_eq!(negatives.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["teacher, bm25"]);
 }
