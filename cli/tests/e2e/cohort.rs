@@ -144,14 +144,11 @@ fn a_paused_job_goes_on_with_other_workers_and_the_same_weights() {
         listed["workers"].as_array()?.iter().all(|worker| worker["task"] == "").then_some(())
     });
     let listed = cluster.retort(&format!("checkpoint list {id} -o json")).json();
-    let open = listed["checkpoints"].as_array().unwrap().iter().filter(|one| one["final"] == false);
-    let steps: Vec<_> = open.map(|one| one["step"].as_u64().unwrap()).collect();
+    let open = listed["checkpoints"].as_array().unwrap().iter().rfind(|one| one["final"] == false).unwrap();
+    let (step, lineage) = (open["step"].as_u64().unwrap(), open["lineage"].as_str().unwrap());
     cluster.check(&format!("checkpoint verify {id}"), 0, &["ok"]);
-    cluster.check(
-        &format!("checkpoint download {id} --step {} --out state", steps.last().unwrap()),
-        0,
-        &["state"],
-    );
+    let download = format!("checkpoint download {id} --step {step} --lineage {lineage} --out state");
+    cluster.check(&download, 0, &["state"]);
     assert!(cluster.home.path().join("state").is_file());
     cluster.workers.clear();
     cluster.add_worker("w3");
