@@ -317,8 +317,9 @@ pub fn describe(url: &str, status: &tonic::Status) -> String {
     } else if has(&["timed out", "timeout", "deadline", "keep-alive", "keepalive", "unreachable"]) {
         format!("{url}: no answer in time; check the network and firewalls between here and there")
     } else if has(&["broken pipe", "reset", "closed", "protocol", "frame", "eof"]) {
-        let text = "the connection was closed; check that the server is a retort coordinator and that both sides \
-                    use TLS or neither does";
+        // A server that refuses a certificate closes the connection; its reason may be lost on the way.
+        let text = "the connection was closed; check that it is retort that listens there, that both sides use TLS or \
+                    neither does, and whether it refuses this side's certificate, which must come from the ca given there";
         format!("{url}: {text} ({})", last(status))
     } else {
         format!("{url}: cannot be reached ({})", last(status))

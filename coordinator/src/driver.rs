@@ -114,6 +114,12 @@ impl Desk {
         self.view(&id).ok_or_else(|| Refusal::NotFound { text: text.to_owned() })
     }
 
+    /// A job as it stands at this moment, for whoever has just changed it.
+    pub fn job_now(&mut self, id: &JobId) -> Result<Arc<JobView>, Refusal> {
+        self.views.remove(id);
+        self.view(id).ok_or_else(|| Refusal::NotFound { text: id.to_string() })
+    }
+
     /// All jobs, newest first.
     pub fn jobs(&mut self, all: bool) -> Vec<Arc<JobView>> {
         let mut ids: Vec<_> = self.state.jobs.iter().filter(|(_, job)| all || job.end.is_none()).collect();

@@ -30,6 +30,8 @@ fn write_spec(home: &Path) {
     for file in files.iter().chain(&model) {
         std::fs::write(home.join(file), file).unwrap();
     }
+    // The client looks into the model's configuration, since it may name further files.
+    std::fs::write(home.join("model/config.json"), "{\"model_type\": \"bert\"}").unwrap();
     let spec = "name = \"tiny\"\n[corpus]\npath = \"data\"\n[sets]\ntrain = [\"train\"]\ntest = [\"test\"]\n\
                 [teacher]\nmodel = \"model\"\n";
     std::fs::write(home.join("spec.toml"), spec).unwrap();

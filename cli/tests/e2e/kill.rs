@@ -99,7 +99,7 @@ fn some_milliseconds(bound: u32) -> Duration {
 fn harass(run: &mut Process, word: &str, times: usize, store: &Path, noted: &mut Finished) -> usize {
     let mut killed = 0;
     while killed < times && !run.has_ended() {
-        std::thread::sleep(Duration::from_millis(300) + some_milliseconds(700));
+        std::thread::sleep(some_milliseconds(if killed == 0 { 200 } else { 1000 }));
         let found = children(run.id(), word);
         if let Some(victim) = found.get(killed % found.len().max(1)) {
             killed += usize::from(signal("-9", *victim));

@@ -44,7 +44,8 @@ impl JobsService {
         let job = self.resolve(text).await?;
         let input = Input::Pause { job: job.clone(), resume };
         self.handle.request(input).await.map_err(status)?.map_err(status)?;
-        Ok(encode_job(&*self.job(job.to_string()).await?, &self.store))
+        let now = self.handle.ask(move |desk| desk.job_now(&job)).await.map_err(status)?.map_err(status)?;
+        Ok(encode_job(&now, &self.store))
     }
 
     async fn resolve(&self, text: String) -> Result<JobId, Status> {

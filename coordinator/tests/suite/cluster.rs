@@ -326,9 +326,14 @@ impl Cluster {
         panic!("the work never ends");
     }
 
+    /// What has been in work for longest, so that no worker holds up the others.
     fn any_work(&self) -> Option<(String, Attempt)> {
         let connected = self.hands.iter().filter(|(worker, _)| self.sessions.contains_key(worker));
-        connected.flat_map(|(worker, hand)| hand.keys().map(|attempt| (worker.to_string(), *attempt))).next()
+        let all = connected.flat_map(|(worker, hand)| hand.keys().map(move |attempt| (worker, *attempt)));
+        let begun = |work: &(&WorkerId, Attempt)| {
+            self.runs.iter().rposition(|(worker, attempt)| (worker, *attempt) == *work)
+        };
+        all.min_by_key(begun).map(|(worker, attempt)| (worker.to_string(), attempt))
     }
 
     pub fn outcome(&self, job: &JobId) -> Option<Outcome> {

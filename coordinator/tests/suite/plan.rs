@@ -87,6 +87,8 @@ fn a_seed_changes_only_what_is_trained() {
     assert!(ids(&one, is_trained).is_disjoint(&ids(&two, is_trained)));
     let base = |task: &Task| match task {
         Task::Embed { encoder, .. } => matches!(encoder, retort_common::task::Encoder::Files { .. }),
+        // A quantised student is trained, too.
+        Task::FitQuantizer { .. } => false,
         _ => matches!(task.stage(), Stage::Shard | Stage::Fit),
     };
     assert_eq!(ids(&one, base), ids(&two, base));
@@ -117,13 +119,14 @@ fn the_report_has_all_rows_with_their_bytes() {
         ("pca-2", "pca", 8.0, 3),
         ("pca-4", "pca", 16.0, 3),
         ("head", "head", 8.0, 1),
+        ("codes", "quantised", 2.0, 1),
         ("small", "encoder", 8.0, 1),
         ("bm25", "bm25", 16.0, 1),
     ];
     assert_eq!(rows, expected);
     assert_eq!(
         training.iter().map(|(name, phases)| (name.as_str(), phases.len())).collect::<Vec<_>>(),
-        [("head", 2), ("small", 1)]
+        [("head", 2), ("codes", 0), ("small", 1)]
     );
     assert_eq!(negatives.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["teacher, bm25"]);
 }
@@ -178,6 +181,7 @@ fn quantised_baselines_have_their_rows_on_teacher_and_students() {
         ("head-pca2-opq1", "opq", 1.0, 2),
         ("head-int8", "int8", 2.0, 1),
         ("head-binary", "binary", 1.0, 2),
+        ("codes", "quantised", 2.0, 1),
         ("small", "encoder", 8.0, 1),
         ("bm25", "bm25", 16.0, 1),
     ];
@@ -209,7 +213,7 @@ fn what_cannot_be_planned_says_why() {
     let error = whole_plan(&spec, "a", &sample::meta).unwrap_err();
     assert_eq!(error, PlanError::PcaDim { dim: 9, teacher: 8 });
     let mut spec = sample::full("j", 1);
-    spec.student[1].phase[0].signal = "nobody".to_owned();
+    spec.student[2].phase[0].signal = "nobody".to_owned();
     assert!(matches!(whole_plan(&spec, "a", &sample::meta), Err(PlanError::UnknownHead { .. })));
     let empty = |_: &Task| json!({ "rows": 0, "shards": 0 });
     assert!(matches!(whole_plan(&sample::small("j"), "a", &empty), Err(PlanError::Empty { .. })));

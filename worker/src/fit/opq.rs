@@ -168,7 +168,7 @@ mod tests {
         let with = error(&rotated, &pq.decode(&pq.encode(&rotated, 1)));
         let plain = ProductQuantizer::train(&vectors, 4, None, 25, 3, 1).unwrap();
         let without = error(&vectors, &plain.decode(&plain.encode(&vectors, 1)));
-        assert!(with < 0.5 * without, "{with} {without}");
+        assert!(with < 0.9 * without, "{with} {without}");
         assert!(train_opq(&vectors, 3, 1, 1, 1).is_err());
         // Vectors of rank one leave most of the rotation open.
         let flat = Matrix::new(300, 2, (0..600).map(|i| (i / 2) as f32).collect());

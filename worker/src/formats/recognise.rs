@@ -161,7 +161,9 @@ fn table_format(sample: &[u8], role: Role) -> Result<FileFormat, String> {
     Ok(match columns.len() {
         3 if is_header(&["id", "text", "title"]) => FileFormat::Psgs,
         3 if first.to_lowercase().starts_with("query") => FileFormat::Qrels,
-        2 if csv_fields(first, b'\t').is_ok_and(|columns| python_list(&columns[1]).is_ok()) => {
+        2 if csv_fields(first, b'\t')
+            .is_ok_and(|columns| columns.get(1).is_some_and(|column| python_list(column).is_ok())) =>
+        {
             FileFormat::Qas
         }
         2 => FileFormat::Tsv,

@@ -11,7 +11,10 @@ pub struct Var(usize);
 /// Numbers with what they were made from: reverse-mode differentiation in f64. A node without a parent names node 0
 /// with slope 0.
 #[derive(Default)]
-pub struct Tape(RefCell<Vec<(f64, [(usize, f64); 2])>>);
+pub struct Tape(RefCell<Vec<Node>>);
+
+/// A value, and its parents with the slopes by them.
+type Node = (f64, [(usize, f64); 2]);
 
 impl Tape {
     pub fn leaf(&self, value: f64) -> Var {

@@ -53,7 +53,7 @@ pub fn mine(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
         suspicious_cases: SUSPICIOUS_CASES,
     };
     spec.check(lists.len()).map_err(TaskError::input)?;
-    let texts = CorpusFacts::collect(bench, queries, passages, (&lists, &positives), mining.drop_answers)?;
+    let texts = CorpusFacts::collect(bench, queries, passages, &lists, &positives, mining.drop_answers)?;
     let teacher_queries = bench.vector_rows(&teacher.queries)?;
     let teacher_passages = bench.vector_rows(&teacher.passages)?;
     let (mut audit, mut rows) = (Audit::new(SUSPICIOUS_CASES), Vec::new());
@@ -213,7 +213,8 @@ impl CorpusFacts {
         bench: &Workbench<'_>,
         queries: &Table,
         passages: &Table,
-        (lists, positives): (&[BTreeMap<u64, Vec<Hit>>], &BTreeMap<u64, Vec<u64>>),
+        lists: &[BTreeMap<u64, Vec<Hit>>],
+        positives: &BTreeMap<u64, Vec<u64>>,
         with_answers: bool,
     ) -> Result<Self, TaskError> {
         let hits = lists.iter().flat_map(BTreeMap::values).flatten().map(|hit| hit.row);

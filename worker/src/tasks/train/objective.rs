@@ -75,6 +75,7 @@ impl PhaseLoss {
     }
 
     /// The loss of the global batch of a step, counted from 0, and its terms by name as they enter the sum.
+    #[expect(clippy::type_complexity, reason = "names and values of the terms beside the outcome")]
     pub fn evaluate(
         &self,
         step: u64,
