@@ -114,7 +114,8 @@ impl Collector<'_> {
                 ));
             }
             encoder.clone_from(&modules[0].path);
-            defaults.normalize = Some(modules.iter().any(|module| module.kind == ModuleKind::Normalize));
+            defaults.normalize =
+                Some(modules.last().is_some_and(|module| module.kind == ModuleKind::Normalize));
             for module in &modules[1..] {
                 self.module(module, &mut defaults).await?;
             }

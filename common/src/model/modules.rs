@@ -91,8 +91,7 @@ fn refuse(file: &str, field: &str, found: Option<&Value>, expected: &str) -> Mod
     }
 }
 
-/// The modules of `modules.json` in order. The first is the encoder or a router; an encoder's vector is pooled next,
-/// and unit length comes last.
+/// The modules of `modules.json` in order. The first is the encoder or a router; an encoder's vector is pooled next.
 pub fn modules(file: &str, json: &Value) -> Result<Vec<Module>, ModulesError> {
     let items = json.as_array().filter(|items| (1..=MOST_MODULES).contains(&items.len()));
     let items = items.ok_or_else(|| refuse(file, "the document", Some(json), "a list of 1 to 32 modules"))?;
@@ -138,20 +137,14 @@ fn check_order(file: &str, modules: &[Module]) -> Result<(), ModulesError> {
         [Router, rest @ ..] => rest,
         [Transformer, Pooling, rest @ ..] => rest,
         _ => {
-            return Err(refuse(
-                file,
-                "the order",
-                Some(&names()),
-                "Transformer, Pooling, then layers, then Normalize",
-            ));
+            return Err(refuse(file, "the order", Some(&names()), "Transformer, Pooling, then layers"));
         }
     };
-    let layers = tail.strip_suffix(&[Normalize]).unwrap_or(tail);
-    let plain = layers.iter().all(|kind| matches!(kind, ModuleKind::Dense | LayerNorm));
-    if plain {
+    let layer = |kind: &ModuleKind| matches!(kind, ModuleKind::Dense | LayerNorm | Normalize);
+    if tail.iter().all(layer) {
         Ok(())
     } else {
-        Err(refuse(file, "the order", Some(&names()), "Dense and LayerNorm, then Normalize at most once"))
+        Err(refuse(file, "the order", Some(&names()), "Dense, LayerNorm and Normalize behind the pooling"))
     }
 }
 

@@ -134,12 +134,14 @@ fn write_chain(folder: &Path, prefix: &str, chain: &Chain<'_>) -> Result<Vec<Mod
             StackLayer::Norm { .. } => {
                 write_layer(&add("LayerNorm", "sentence_transformers.models.LayerNorm")?, layer)?;
             }
+            StackLayer::Normalize => {
+                write_layer(&add("Normalize", "sentence_transformers.models.Normalize")?, layer)?;
+            }
         }
     }
     if chain.normalize {
-        add("Normalize", "sentence_transformers.models.Normalize")?;
-        let path = &modules.last().expect("a module was added").path;
-        write_json(&folder.join(path).join("config.json"), &json!({}))?;
+        let own = add("Normalize", "sentence_transformers.models.Normalize")?;
+        write_layer(&own, &StackLayer::Normalize)?;
     }
     Ok(modules)
 }
@@ -169,6 +171,7 @@ fn write_layer(folder: &Path, layer: &StackLayer) -> Result<(), FolderError> {
             write_safetensors(&path, &tensors, FileDtype::F32, &metadata)?;
             write_json(&folder.join("config.json"), &json!({ "dimension": scale.len() }))
         }
+        StackLayer::Normalize => write_json(&folder.join("config.json"), &json!({})),
     }
 }
 

@@ -47,7 +47,8 @@ fn read_json(path: &Path) -> Result<Value, WeightsError> {
 
 /// Adds the layers of a sentence-transformers folder to those behind an encoder of `width` dimensions.
 pub(super) fn add_modules(folder: &Path, width: usize, stack: &mut Stack) -> Result<(), WeightsError> {
-    for module in modules(folder)? {
+    let modules = modules(folder)?;
+    for (index, module) in modules.iter().enumerate() {
         let folder = folder.join(&module.path);
         let path = folder.join("config.json");
         let width = stack.dim(width);
@@ -77,6 +78,8 @@ pub(super) fn add_modules(folder: &Path, width: usize, stack: &mut Stack) -> Res
                 number(&read_json(&path)?, "dimension", Some(width))?;
                 stack.layers.push(norm(&TensorFiles::open_folder(&folder)?, "norm", width)?);
             }
+            // At the end it is the job's own step; before other layers it belongs to the model.
+            ModuleKind::Normalize if index + 1 < modules.len() => stack.layers.push(StackLayer::Normalize),
             _ => {}
         }
     }

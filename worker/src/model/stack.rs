@@ -42,6 +42,8 @@ pub enum StackLayer {
         /// Added to the variance.
         epsilon: f64,
     },
+    /// Scaling to unit length.
+    Normalize,
 }
 
 /// Layers in order; none leave vectors as they are.
@@ -56,7 +58,7 @@ impl Stack {
     pub fn dim(&self, input: usize) -> usize {
         self.layers.iter().fold(input, |width, layer| match layer {
             StackLayer::Linear { weight, input, .. } => weight.len() / (*input).max(1),
-            StackLayer::Norm { .. } => width,
+            StackLayer::Norm { .. } | StackLayer::Normalize => width,
         })
     }
 
@@ -88,6 +90,11 @@ impl StackLayer {
                     activation.apply(sum) as f32
                 })
                 .collect(),
+            StackLayer::Normalize => {
+                let mut vector = Matrix::new(1, values.len(), values.to_vec());
+                vector.normalize_rows();
+                vector.data().to_vec()
+            }
             StackLayer::Norm { scale, shift, epsilon } => {
                 let count = values.len() as f64;
                 let mean = values.iter().map(|value| f64::from(*value)).sum::<f64>() / count;
@@ -183,6 +190,7 @@ mod tests {
         check(vec![linear(Activation::Tanh)], &[1.0, -0.761_594_2, 0.964_027_6]);
         check(vec![linear(Activation::Gelu)], &[10.5, -0.158_655_3, 1.954_499_7]);
         check(vec![linear(Activation::Sigmoid)], &[0.999_972_5, 0.268_941_4, 0.880_797_1]);
+        check(vec![StackLayer::Normalize], &[0.447_213_6, 0.894_427_2]);
         let norm = StackLayer::Norm { scale: vec![2.0, 1.0], shift: vec![0.0, 5.0], epsilon: 0.0 };
         check(vec![norm], &[-2.0, 6.0]);
     }

@@ -22,8 +22,12 @@ pub fn student(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError
     let loaded = Student::load(bench, student)?;
     let folder = bench.scratch("export");
     std::fs::create_dir_all(&folder).map_err(Workbench::scratch_error(&folder))?;
-    let head =
+    let mut head =
         head_layers(&loaded.shape.tower.head, &loaded.layout, &loaded.params).map_err(TaskError::input)?;
+    // A head was trained on its teacher's vectors as they were embedded: of unit length where the job normalises.
+    if *normalize && matches!(loaded.shape.tower.input, Input::Vectors { .. }) {
+        head.insert(0, StackLayer::Normalize);
+    }
     let prompts = [query.prefix.as_str(), passage.prefix.as_str()];
     let written = match (&loaded.shape.tower.input, query_base) {
         (Input::Vectors { .. }, Some(other)) => {
