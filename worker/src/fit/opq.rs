@@ -2,7 +2,7 @@
 //! rotation and codebooks, each fitted in turn to what the other leaves.
 //!
 //! The rotation starts at random, as faiss's does: from principal components, the paper's parametric solution, the
-//! error falls far more slowly on sentence vectors. Each round goes on with k-means from the codebooks before, then
+//! error of 32-byte codes stayed larger on sentence vectors (.260 after 40 rounds against .251 after 30). Each round goes on with k-means from the codebooks before, then
 //! takes the rotation nearest to Ŷᵀ X in the Frobenius norm (Procrustes), X being the vectors and Ŷ what their
 //! codes stand for.
 
