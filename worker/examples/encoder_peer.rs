@@ -233,7 +233,7 @@ impl Place {
         let (order, signal, steps) = self.rows(dim)?;
         let members = self.settings.members;
         let mut phase: PhaseSpec = serde_json::from_value(json!({
-            "data": "passages", "steps": steps, "batch": self.settings.batch, "microbatches": members,
+            "data": "texts", "steps": steps, "batch": self.settings.batch, "microbatches": members,
             "learning_rate": 1e-4, "loss": [{ "kind": "embedding_cosine" }], "checkpoint_every": 1_000_000,
         }))?;
         let loss = std::mem::take(&mut phase.loss);
