@@ -6,7 +6,7 @@ use super::cohort::{Broken, Membership, Standing};
 use super::objective::PhaseLoss;
 use crate::losses::{self, Outcome, Teacher};
 use crate::matrix::Matrix;
-use crate::model::{Batch, Dropout, Forward, Tower};
+use crate::model::{Batch, Dropout, Forward, Tower, TwoSided};
 use crate::optimizer::{AdamW, Schedule, clip_global_norm};
 use crate::report::StepPoint;
 use crate::text::TokenBatch;
@@ -294,9 +294,13 @@ impl Trainer<'_> {
 
     /// Vectors go through a head together. Texts go through an encoder with others of about their length, since
     /// padding costs as much as text.
-    fn parts(&self, rows: &StepRows, cells: std::ops::Range<usize>) -> Result<Vec<Part>, TaskError> {
+    fn parts(&self, rows: &StepRows, cells: Range<usize>) -> Result<Vec<Part>, TaskError> {
         if let Some(inputs) = &self.inputs {
-            let batch = Batch::Vectors(inputs.gather(&rows.texts[cells.clone()])?);
+            let vectors = inputs.gather(&rows.texts[cells.clone()])?;
+            let batch = match self.tower.coded() {
+                Some(_) => Batch::TwoSided(self.two_sided(vectors, rows, cells.clone())),
+                None => Batch::Vectors(vectors),
+            };
             return Ok(vec![Part { cells: cells.collect(), batch, dropout: None }]);
         }
         let length = |cell: usize| rows.tokens[cell].len();
@@ -312,6 +316,16 @@ impl Trainer<'_> {
             sorted = rest;
         }
         Ok(parts)
+    }
+
+    /// The side of a text is its place in the row: the first one asks, even where it is a passage.
+    fn two_sided(&self, vectors: Matrix, rows: &StepRows, cells: Range<usize>) -> TwoSided {
+        let questions = rows.known_positives.len();
+        let width = rows.texts.len() / questions;
+        let passages = cells.map(|cell| cell % width > 0).collect();
+        // The mean over all passages of the step, whoever computes which of them.
+        let pull = self.phase.commitment() / (rows.texts.len() - questions).max(1) as f64;
+        TwoSided { vectors, passages, pull: pull as f32 }
     }
 
     /// The loss of the gathered vectors [texts, dim] and its gradient for them.
