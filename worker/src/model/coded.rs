@@ -242,10 +242,11 @@ impl CodedGraph {
             let (code, mapped) = (self.codes.row(row), self.mapped.row(row));
             self.head.quantizer.decode_row(code, &mut decoded);
             let d_mapped = gradient.row_mut(row);
-            for i in 0..shape.dim {
-                let apart = pull * (mapped[i] - decoded[i]);
-                d_code[i] = d_mapped[i] - apart;
-                d_mapped[i] += apart;
+            let gradients = d_mapped.iter_mut().zip(&mut d_code);
+            for ((d_mapped, d_code), (mapped, decoded)) in gradients.zip(mapped.iter().zip(&decoded)) {
+                let apart = pull * (mapped - decoded);
+                *d_code = *d_mapped - apart;
+                *d_mapped += apart;
             }
             for (number, code) in code.iter().enumerate() {
                 let centroid = (number * CENTROIDS + usize::from(*code)) * part;
@@ -356,13 +357,13 @@ mod tests {
             let gradient = tower.forward(&Batch::TwoSided(batch.clone())).unwrap().backward(&weights);
             let (_, graph) = head.forward(&batch).unwrap();
             let loss = |params: &[f32]| pretended(shape, &layout, params, &graph, &weights);
-            for at in 0..params.len() {
+            for (at, (value, found)) in params.iter().zip(&gradient).enumerate() {
                 let mut moved = params.clone();
-                moved[at] += 2e-3;
+                moved[at] = value + 2e-3;
                 let above = loss(&moved);
-                moved[at] = params[at] - 2e-3;
-                let numeric = (above - loss(&moved)) / f64::from(params[at] + 2e-3 - moved[at]);
-                let found = f64::from(gradient[at]);
+                moved[at] = value - 2e-3;
+                let numeric = (above - loss(&moved)) / f64::from(value + 2e-3 - moved[at]);
+                let found = f64::from(*found);
                 let close = (numeric - found).abs() < 5e-3 * found.abs().max(1.0);
                 assert!(close, "{code:?} {unit} {at}: {found} but numerically {numeric}");
             }
