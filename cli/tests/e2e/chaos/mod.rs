@@ -141,7 +141,7 @@ impl Chaos {
 
     /// What happened, and to whom.
     fn inflict(&mut self, fault: Fault) -> String {
-        std::thread::sleep(Duration::from_millis(self.random.below(150) as u64));
+        std::thread::sleep(Duration::from_millis(self.random.below(500) as u64));
         let victim = self.member();
         match fault {
             Fault::KillWorker => {
@@ -327,6 +327,6 @@ fn many_faults_change_nothing() {
         (Fault::KillAll, 1),
         (Fault::Partition, 1),
     ];
-    let training = Training { seed: 1, steps: 2000, dropout: 0.1, batch: 64 };
+    let training = Training { seed: 1, steps: 800, dropout: 0.1, batch: 64 };
     chaos(seed, training, &counts, &peaceful(training));
 }
