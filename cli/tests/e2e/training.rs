@@ -125,14 +125,14 @@ impl Position {
 }
 
 /// Stops a process and lets it go on, again and again, so that it computes this many times slower.
-pub struct Slowed(std::sync::mpsc::Sender<()>, Option<std::thread::JoinHandle<()>>);
+pub struct Slowed(std::sync::mpsc::SyncSender<()>, Option<std::thread::JoinHandle<()>>);
 
 impl Slowed {
     /// How long it computes at a time: shorter than a step, far shorter than the failure detection.
     const AT_WORK: Duration = Duration::from_millis(10);
 
     pub fn new(process: u32, times: u32) -> Self {
-        let (stop, stopped) = std::sync::mpsc::channel();
+        let (stop, stopped) = std::sync::mpsc::sync_channel(1);
         let pulse = move || {
             use std::sync::mpsc::RecvTimeoutError;
             while stopped.recv_timeout(Self::AT_WORK) == Err(RecvTimeoutError::Timeout) {
