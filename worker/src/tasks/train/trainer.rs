@@ -259,20 +259,16 @@ impl Trainer<'_> {
         for node in subtrees(deal.clone(), leaves) {
             let mut sum = TreeSum::of(&node, leaves, Wire::F32);
             for leaf in node.clone() {
-                let mut total: Option<Vec<f32>> = None;
+                let mut total = vec![0.0; self.tower_len()];
                 for part in &microbatches[(leaf - deal.start) as usize] {
                     membership.look()?;
                     let forward = match graphs.next() {
                         Some(graph) => graph,
                         None => self.forward(part)?,
                     };
-                    let gradient = forward.backward(&select(d_vectors, &part.cells));
-                    match &mut total {
-                        Some(total) => total.iter_mut().zip(gradient).for_each(|(a, b)| *a += b),
-                        None => total = Some(gradient),
-                    }
+                    forward.backward_into(&select(d_vectors, &part.cells), &mut total);
                 }
-                sum.push(total.expect("a microbatch has rows"));
+                sum.push(total);
             }
             partials.push((node, sum.finish().expect("a subtree has leaves")));
         }
@@ -303,8 +299,8 @@ impl Trainer<'_> {
         self.tower.forward_dropping(&part.batch, part.dropout.as_ref()).map_err(TaskError::input)
     }
 
-    /// Vectors go through a head together. Texts go through an encoder with others of about their length, since
-    /// padding costs as much as text.
+    /// Vectors go through a head together, and texts through an encoder that computes no padding. Elsewhere texts go
+    /// with others of about their length.
     fn parts(&self, rows: &StepRows, cells: std::ops::Range<usize>) -> Result<Vec<Part>, TaskError> {
         if let Some(inputs) = &self.inputs {
             let batch = Batch::Vectors(inputs.gather(&rows.texts[cells.clone()])?);
@@ -315,7 +311,8 @@ impl Trainer<'_> {
         sorted.sort_by_key(|cell| (std::cmp::Reverse(length(*cell)), *cell));
         let mut parts = Vec::new();
         while let Some(longest) = sorted.first().copied() {
-            let fits = |cell: &usize| length(*cell) as f64 >= LEAST_FILL * length(longest) as f64;
+            let least = if self.tower.computes_padding() { LEAST_FILL * length(longest) as f64 } else { 0.0 };
+            let fits = |cell: &usize| length(*cell) as f64 >= least;
             let rest = sorted.split_off(sorted.partition_point(fits));
             let tokens: Vec<_> = sorted.iter().map(|cell| rows.tokens[*cell].as_slice()).collect();
             let batch = Batch::Tokens(TokenBatch::new(&tokens, self.pad_token_id));
