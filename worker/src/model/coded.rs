@@ -210,24 +210,22 @@ impl CodedHead {
 }
 
 impl CodedGraph {
-    /// The flat gradient, given that by the output [rows, dim].
-    pub(super) fn backward(self, d_output: &Matrix, layout: &ParamLayout) -> Vec<f32> {
-        let mut flat = vec![0.0; layout.len()];
+    /// Adds the flat gradient to `flat`, given that by the output [rows, dim].
+    pub(super) fn backward_into(self, d_output: &Matrix, layout: &ParamLayout, flat: &mut [f32]) {
         let (questions, passages) = sides(&self.batch);
-        let d_passages = self.through_codes(&pick(d_output, &passages), &mut flat, layout);
+        let d_passages = self.through_codes(&pick(d_output, &passages), flat, layout);
         let mut side = |name: &str, rows: &[usize], d_images: &Matrix| {
             let range = |part: &str| {
                 let path = format!("head.{name}.{part}");
                 layout.get(&path).expect("the layout is that of a coded head").range()
             };
-            let (mut weight, mut bias) = (vec![0.0; range("weight").len()], vec![0.0; range("bias").len()]);
-            Linear::gradient(&pick(&self.batch.vectors, rows), d_images, &mut weight, &mut bias);
-            flat[range("weight")].copy_from_slice(&weight);
-            flat[range("bias")].copy_from_slice(&bias);
+            // The bias stands right before the weight, as their names are sorted.
+            let (bias, weight) =
+                flat[range("bias").start..range("weight").end].split_at_mut(range("bias").len());
+            Linear::gradient(&pick(&self.batch.vectors, rows), d_images, weight, bias);
         };
         side("passage", &passages, &d_passages);
         side("query", &questions, &pick(d_output, &questions));
-        flat
     }
 
     /// Adds the codebooks' gradient to `flat`, and gives that by the passages' images before they were scaled.
