@@ -16,8 +16,8 @@ use super::flat::{ParamKind, ParamLayout, ParamSpec};
 use super::shape::TowerError;
 use crate::fit::kmeans::CENTROIDS;
 use crate::fit::{Code, Codes, ProductQuantizer, Quantizer, ResidualQuantizer};
-use crate::matmul::{self, Sizes, Write};
 use crate::matrix::Matrix;
+use retort_kernels::matmul::{self, Sizes, Write};
 use serde::{Deserialize, Serialize};
 
 /// Most bytes of a code.

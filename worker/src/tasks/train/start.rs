@@ -8,12 +8,12 @@ use super::super::order::StepRows;
 use super::super::quantize::QUANTIZER;
 use super::super::student::{Student, StudentShape, TOKENIZER};
 use crate::fit::{Code, Quantizer};
-use crate::matmul::{self, Sizes, Write};
 use crate::matrix::Matrix;
 use crate::model::{Batch, CodedShape, Head, Input, Tower, TowerConfig, load_encoder};
 use crate::text::{TokenBatch, Tokenizer};
 use retort_common::spec::CodeKind;
 use retort_common::task::{ProjectionStart, StudentStart};
+use retort_kernels::matmul::{self, Sizes, Write};
 use std::path::PathBuf;
 
 /// A head that ends in codes, as it stands before training: the linear map of a head (its weight [dim, input] and bias),
