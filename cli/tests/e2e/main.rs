@@ -6,11 +6,14 @@
 //! - [`job`]: whole jobs, by `retort run` and on a cluster started by hand
 //! - [`kill`]: whole jobs while processes are killed
 //! - [`cohort`]: one training by several workers, killed, frozen and joined: always the same weights
+//! - [`checkpoints`]: described, kept and deleted
 //! - [`bad_input`]: every kind of damaged input, and that nothing of it stays behind
 //! - [`fixture`]: a corpus, a teacher and a spec small enough for seconds
 //! - [`support`]: processes that end with their test, and what lies in a store
 
 mod bad_input;
+#[cfg(target_os = "linux")]
+mod checkpoints;
 #[cfg(target_os = "linux")]
 mod cohort;
 mod command;

@@ -122,6 +122,7 @@ impl<'a> Membership<'a> {
         seat: &'a Seat<'a>,
         runtime: Handle,
         lineage: &str,
+        wire: Wire,
         generation: &Generation,
     ) -> Result<Self, TaskError> {
         let Generation { number, members } = generation;
@@ -135,7 +136,7 @@ impl<'a> Membership<'a> {
             (Some(exchange), _) => {
                 let members = members.iter().map(peer).collect();
                 let (lineage, generation) = (lineage.to_owned(), u64::from(number.0));
-                let joined = exchange.join(Roster { lineage, generation, members, rank }, Wire::F32);
+                let joined = exchange.join(Roster { lineage, generation, members, rank }, wire);
                 Some(joined.map_err(|error| TaskError::Cohort(error.to_string()))?)
             }
         };

@@ -10,6 +10,8 @@
 
 mod cohort;
 mod generations;
+#[cfg(test)]
+mod memory;
 mod objective;
 mod start;
 #[cfg(test)]
@@ -80,7 +82,7 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
         bench,
         trainer,
         reader,
-        checkpoints: Checkpoints::new(bench, task.id(), 1),
+        checkpoints: Checkpoints::new(bench, task.id(), 1, phase.keep_last),
         in_flight: InFlight::default(),
         initial: &initial,
         first,
