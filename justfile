@@ -72,6 +72,25 @@ bench-search *ARGS: parity-setup
 bench-shard LINES="5000000" THREADS="2" FOLDER="/tmp":
     cargo bench --package retort-worker --bench shard -- {{ LINES }} {{ THREADS }} {{ FOLDER }}
 
+# The same job on flex and LibTorch: embeddings within 1e-4, metrics within 0.002, the same bits with one worker and two.
+parity-backends LIBTORCH: parity-setup
+    LIBTORCH={{ LIBTORCH }} cargo build --release --package retort-cli --features tch
+    {{ venv }}/bin/python tests/parity/backends.py --retort target/release/retort
+
+# Passages per second beside sentence-transformers, alternating, two threads each: just bench-embed /models/all-MiniLM-L6-v2 /data/wiki
+bench-embed MODEL CORPUS *ARGS: parity-setup
+    cargo build --release --package retort-worker --example encoder_peer
+    {{ venv }}/bin/python tests/bench/encoder.py embed --model {{ MODEL }} --corpus {{ CORPUS }} {{ ARGS }}
+
+# Texts per second of an encoder student's training steps beside a plain PyTorch loop, two threads each.
+bench-train MODEL CORPUS *ARGS: parity-setup
+    cargo build --release --package retort-worker --example encoder_peer
+    {{ venv }}/bin/python tests/bench/encoder.py train --model {{ MODEL }} --corpus {{ CORPUS }} {{ ARGS }}
+
+# LibTorch for the `tch` feature, CPU only; with `cuda` as second argument for GPUs too.
+libtorch FOLDER *KIND:
+    deploy/libtorch.sh {{ FOLDER }} {{ KIND }}
+
 # Check the Kubernetes manifests.
 manifests:
     test -x {{ venv }}/bin/kubernetes-validate || { python3 -m venv {{ venv }} && {{ venv }}/bin/pip install --quiet kubernetes-validate; }

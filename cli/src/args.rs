@@ -122,6 +122,9 @@ pub struct RunArgs {
     /// Compute threads of each worker.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: u16,
+    /// What computes, as in `retort worker --device`.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: String,
     /// What to print at the end: the report's table, or report.json.
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
     pub output: ReportFormat,
@@ -404,9 +407,8 @@ pub struct WorkerStart {
     /// Compute threads; as many as cores without it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
-    /// What computes.
-    /// auto or flex.
-    #[arg(long, default_value = "auto")]
+    /// What computes: flex; tch:cpu, tch:cuda:N or cuda:N where they are built in; auto for the best of them that is there.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: String,
     /// Folder for artifacts read from the store; a temporary one without it.
     #[arg(long, value_name = "DIR")]

@@ -343,6 +343,29 @@ fn encode_stage(stage: &StageView) -> proto::StageStatus {
 }
 
 fn encode_worker(worker: WorkerView) -> proto::Worker {
-    let WorkerView { id, connected, device, fingerprint, version, task, threads, tasks_done } = worker;
-    proto::Worker { id: id.to_string(), connected, device, fingerprint, version, task, threads, tasks_done }
+    let WorkerView {
+        id,
+        connected,
+        device,
+        kernels,
+        memory_bytes,
+        fingerprint,
+        version,
+        task,
+        threads,
+        tasks_done,
+    } = worker;
+    let id = id.to_string();
+    proto::Worker {
+        id,
+        connected,
+        device,
+        kernels,
+        memory_bytes,
+        fingerprint,
+        version,
+        task,
+        threads,
+        tasks_done,
+    }
 }

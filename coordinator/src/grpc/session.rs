@@ -140,6 +140,8 @@ fn decode_hello(hello: proto::Hello) -> Result<(WorkerId, HelloInfo), CallError>
         threads,
         in_hand,
         exchange_address,
+        kernels,
+        memory_bytes,
     } = hello;
     if protocol != SESSION_PROTOCOL {
         return Err(CallError::Protocol { theirs: protocol, ours: SESSION_PROTOCOL });
@@ -151,8 +153,8 @@ fn decode_hello(hello: proto::Hello) -> Result<(WorkerId, HelloInfo), CallError>
     let in_hand =
         in_hand.into_iter().map(|attempt| decode_attempt(Some(attempt))).collect::<Result<_, _>>()?;
     let (version, device, fingerprint) = (cut(version), cut(device), cut(fingerprint));
-    let address = cut(exchange_address);
-    Ok((worker, HelloInfo { device, fingerprint, version, threads, address, in_hand }))
+    let (address, kernels) = (cut(exchange_address), cut(kernels));
+    Ok((worker, HelloInfo { device, kernels, memory_bytes, fingerprint, version, threads, address, in_hand }))
 }
 
 fn decode_attempt(attempt: Option<proto::Attempt>) -> Result<(TaskId, AttemptNumber), CallError> {

@@ -424,7 +424,18 @@ fn with_live(state: &mut State, id: TaskId, change: impl FnOnce(&mut Live)) {
 
 fn apply_to_worker(state: &mut State, fact: &Fact) {
     match fact {
-        Fact::WorkerUp { worker, session, device, fingerprint, version, threads, address, at_ms } => {
+        Fact::WorkerUp {
+            worker,
+            session,
+            device,
+            kernels,
+            memory_bytes,
+            fingerprint,
+            version,
+            threads,
+            address,
+            at_ms,
+        } => {
             let known = state.workers.get(worker);
             let tasks_done = known.map_or(0, |known| known.tasks_done);
             let quarantined = known.and_then(|known| known.quarantined.clone());
@@ -432,6 +443,8 @@ fn apply_to_worker(state: &mut State, fact: &Fact) {
                 connected: true,
                 session: *session,
                 device: device.clone(),
+                kernels: kernels.clone(),
+                memory_bytes: *memory_bytes,
                 fingerprint: fingerprint.clone(),
                 version: version.clone(),
                 threads: *threads,

@@ -259,12 +259,14 @@ fn hello(state: &State, now_ms: u64, worker: WorkerId, session: u64, info: Hello
         decision.reason = format!("worker {worker} has a newer session");
         return decision;
     }
-    let HelloInfo { device, fingerprint, version, threads, address, in_hand } = info;
+    let HelloInfo { device, kernels, memory_bytes, fingerprint, version, threads, address, in_hand } = info;
     let at_ms = now_ms;
     decision.facts.push(Fact::WorkerUp {
         worker: worker.clone(),
         session,
         device,
+        kernels,
+        memory_bytes,
         fingerprint,
         version,
         threads,

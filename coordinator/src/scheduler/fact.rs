@@ -187,6 +187,12 @@ pub enum Fact {
         session: u64,
         /// Its device.
         device: String,
+        /// What the device computes with.
+        #[serde(default)]
+        kernels: String,
+        /// The device's memory; 0 when unknown.
+        #[serde(default)]
+        memory_bytes: u64,
         /// Its kernels' fingerprint.
         fingerprint: String,
         /// Its program's version.

@@ -13,6 +13,10 @@ use serde_json::Value;
 pub struct HelloInfo {
     /// Its device.
     pub device: String,
+    /// What the device computes with.
+    pub kernels: String,
+    /// The device's memory; 0 when unknown.
+    pub memory_bytes: u64,
     /// Its kernels' fingerprint; empty when it can run no float task.
     pub fingerprint: String,
     /// Its program's version.

@@ -195,6 +195,10 @@ pub struct WorkerRecord {
     pub session: u64,
     /// Its device.
     pub device: String,
+    /// What the device computes with.
+    pub kernels: String,
+    /// The device's memory; 0 when unknown.
+    pub memory_bytes: u64,
     /// Its kernels' fingerprint.
     pub fingerprint: String,
     /// Its program's version.

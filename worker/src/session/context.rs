@@ -49,6 +49,21 @@ pub struct TaskContext {
     news: mpsc::Sender<ToCoordinator>,
 }
 
+/// What a context says of its task's progress.
+#[derive(Debug)]
+pub struct Progressing(mpsc::Receiver<ToCoordinator>);
+
+impl Progressing {
+    /// Waits for the next word on units done; none when the task is over. Not within a runtime.
+    pub fn next_step(&mut self) -> Option<u64> {
+        loop {
+            if let ToCoordinator::Progress(progress) = self.0.blocking_recv()? {
+                return Some(progress.done);
+            }
+        }
+    }
+}
+
 /// How a member of a cohort does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pace {
@@ -73,6 +88,13 @@ impl TaskContext {
     /// A context that nobody listens to, for running a task without a session.
     pub fn detached(id: TaskId) -> Self {
         Self::new(id, AttemptNumber(1), None, mpsc::channel(1).0)
+    }
+
+    /// A context in a cohort of fixed members that no coordinator watches, and what it says of its progress: for
+    /// benchmarks.
+    pub fn in_cohort(id: TaskId, members: Vec<Member>) -> (Self, Progressing) {
+        let (news, said) = mpsc::channel(64);
+        (Self::new(id, AttemptNumber(1), Some(members), news), Progressing(said))
     }
 
     /// The task's name.

@@ -10,7 +10,7 @@
 mod context;
 mod wire;
 
-pub use context::{Control, Generation, Pace, Stop, TaskContext};
+pub use context::{Control, Generation, Pace, Progressing, Stop, TaskContext};
 
 use retort_common::cohort::Member;
 use retort_common::ids::{AttemptNumber, JobId, TaskId, WorkerId};
@@ -52,6 +52,10 @@ pub struct Config {
     pub worker: WorkerId,
     /// Its device, e.g. "flex".
     pub device: String,
+    /// What the device computes with, e.g. "LibTorch 2.9.1, AVX-512".
+    pub kernels: String,
+    /// The device's memory; 0 when unknown.
+    pub memory_bytes: u64,
     /// Its kernels' fingerprint; empty when it can run no float task.
     pub fingerprint: String,
     /// Compute threads.
@@ -308,6 +312,8 @@ impl Session {
             coordinators: _,
             worker,
             device,
+            kernels,
+            memory_bytes,
             fingerprint,
             threads,
             version,
@@ -319,6 +325,8 @@ impl Session {
             protocol: SESSION_PROTOCOL,
             version: version.clone(),
             device: device.clone(),
+            kernels: kernels.clone(),
+            memory_bytes: *memory_bytes,
             fingerprint: fingerprint.clone(),
             threads: *threads,
             exchange_address: exchange_address.clone(),

@@ -248,20 +248,16 @@ impl Trainer<'_> {
         for node in subtrees(deal.clone(), leaves) {
             let mut sum = TreeSum::of(&node, leaves, wire(self.phase));
             for leaf in node.clone() {
-                let mut total: Option<Vec<f32>> = None;
+                let mut total = vec![0.0; self.tower_len()];
                 for part in &microbatches[(leaf - deal.start) as usize] {
                     membership.look()?;
                     let forward = match graphs.next() {
                         Some(graph) => graph,
                         None => self.forward(step, rows, part)?,
                     };
-                    let gradient = forward.backward(&select(d_vectors, &part.cells));
-                    match &mut total {
-                        Some(total) => total.iter_mut().zip(gradient).for_each(|(a, b)| *a += b),
-                        None => total = Some(gradient),
-                    }
+                    forward.backward_into(&select(d_vectors, &part.cells), &mut total);
                 }
-                sum.push(total.expect("a microbatch has rows"));
+                sum.push(total);
             }
             partials.push((node, sum.finish().expect("a subtree has leaves")));
         }
@@ -296,8 +292,8 @@ impl Trainer<'_> {
         rows.texts.len() / self.phase.microbatches as usize
     }
 
-    /// How a microbatch is cut, which depends on it alone, never on who computes it. Vectors go through a head
-    /// together. Texts go through an encoder with others of about their length, since padding costs as much as text.
+    /// How a microbatch is cut, which depends on it alone, never on who computes it. Vectors go through a head together,
+    /// and texts through an encoder that computes no padding. Elsewhere texts go with others of about their length.
     fn parts(&self, rows: &StepRows, microbatch: u32) -> Vec<Part> {
         let first = microbatch as usize * self.cells(rows);
         let mut sorted: Vec<usize> = (first..first + self.cells(rows)).collect();
@@ -308,7 +304,8 @@ impl Trainer<'_> {
         sorted.sort_by_key(|cell| (std::cmp::Reverse(length(*cell)), *cell));
         let mut parts = Vec::new();
         while let Some(longest) = sorted.first().copied() {
-            let fits = |cell: &usize| length(*cell) as f64 >= LEAST_FILL * length(longest) as f64;
+            let least = if self.tower.computes_padding() { LEAST_FILL * length(longest) as f64 } else { 0.0 };
+            let fits = |cell: &usize| length(*cell) as f64 >= least;
             let rest = sorted.split_off(sorted.partition_point(fits));
             parts.push(Part { microbatch, cells: sorted });
             sorted = rest;
