@@ -36,6 +36,8 @@ pub enum Verb {
     Describe(GetArgs),
     /// Print a job's log.
     Logs(LogsArgs),
+    /// Print every step of a job's trainings: loss, gradient norm, learning rate, and where each worker's time went.
+    Metrics(MetricsArgs),
     /// Wait until a job has ended, or for a stage of it; the exit code says how it ended.
     Wait(WaitArgs),
     /// End a job.
@@ -209,6 +211,20 @@ pub struct LogsArgs {
     pub stage: Option<String>,
     #[arg(long, short, value_name = "FORMAT", default_value = "text")]
     pub output: LogFormat,
+    #[command(flatten)]
+    pub connect: Connect,
+}
+
+#[derive(Debug, Args)]
+pub struct MetricsArgs {
+    /// The job's id or its unambiguous beginning.
+    pub id: String,
+    /// Go on until the job has ended; the exit code says how.
+    #[arg(long, short)]
+    pub follow: bool,
+    /// With wide, each worker's times in the step; json is one document, or a line for each step with --follow.
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
     #[command(flatten)]
     pub connect: Connect,
 }

@@ -3,7 +3,9 @@
 use super::super::bench::{TaskError, Workbench};
 use super::super::order::{StepRows, TextRow};
 use super::cohort::{Broken, Membership, Standing};
+use super::doubt::What;
 use super::objective::PhaseLoss;
+use crate::exchange::wire::all_finite;
 use crate::losses::{self, Outcome, Teacher};
 use crate::matrix::Matrix;
 use crate::model::{Batch, Dropout, Forward, Tower};
@@ -125,6 +127,7 @@ impl Trainer<'_> {
         standing: &mut Standing,
     ) -> Result<bool, Broken> {
         let grows = membership.look()?;
+        membership.begin_step(step);
         let deal = membership.deal();
         let parts: Vec<Vec<Part>> = deal.clone().map(|at| self.parts(rows, at)).collect();
         // One microbatch needs no second forward pass: its graphs are kept. The kernels are the same either way.
@@ -150,23 +153,30 @@ impl Trainer<'_> {
             }
         }
         let encoding = begun.elapsed();
+        membership.begin("gathering vectors");
         let (vectors, leave) = self.gather(membership, step, mine, grows, standing)?;
-        let Evaluated { value, terms, theta, d_vectors } = self.loss(step, rows, vectors)?;
+        membership.begin("computing the loss");
+        let evaluated = self.loss(step, rows, vectors)?;
+        if membership.deals().len() > 1 && !evaluated.is_finite() {
+            let own = membership.worker(membership.rank());
+            return Err(membership.doubt(own, 0..self.phase.microbatches, What::Loss));
+        }
+        let Evaluated { value, terms, theta, d_vectors } = evaluated;
+        membership.begin("computing gradients");
         let (partials, backward) = self.partials(membership, (step, rows), &parts, graphs, &d_vectors)?;
         let microbatch = (encoding + backward) / deal.len().max(1) as u32;
         standing.microbatch_us = mean(standing.microbatch_us, microbatch);
+        membership.begin("summing gradients");
         let mut gradient = membership.reduce(step, partials, standing)?;
+        membership.begin("applying the gradient");
         // Everyone has the whole gradient by the loss's own parameters: it is added once, after the tree's root.
         gradient.extend_from_slice(&theta);
         self.optimizer.clear_frozen(&mut gradient);
         let clip = if self.phase.clip_norm > 0.0 { self.phase.clip_norm } else { f64::INFINITY };
         let (gradient_norm, scale) = clip_scale(&gradient, clip);
         if !value.is_finite() || !gradient_norm.is_finite() {
-            let remedy = "lower the learning rate or look at the rows";
-            return Err(Broken::Task(TaskError::Input(format!(
-                "step {}: loss {value} and gradient norm {gradient_norm} are not finite; {remedy}",
-                step + 1
-            ))));
+            let what = format!("loss {value} and gradient norm {gradient_norm} are not finite");
+            return Err(Broken::Task(self.not_finite(step, rows, &what)?));
         }
         let learning_rate = self.schedule.at(step);
         self.optimizer.step_scaled(&mut self.params, &gradient, scale, learning_rate);
@@ -202,7 +212,8 @@ impl Trainer<'_> {
         let (width, dim) = (mine.rows() / membership.deal().len(), mine.dim());
         let mut leave = false;
         let mut values = Vec::new();
-        let (mut differ, mut broken) = (Vec::new(), Vec::new());
+        let mut differ = Vec::new();
+        let mut strange = None;
         for (rank, (message, deal)) in all.iter().zip(membership.deals()).enumerate() {
             let Some(Vectors { grows, weights: theirs, values: theirs_values }) =
                 decode(message, deal.len() * width * dim)
@@ -215,19 +226,19 @@ impl Trainer<'_> {
             if theirs != weights {
                 differ.push(membership.worker(rank));
             }
-            if !theirs_values.iter().all(|value| value.is_finite()) {
-                broken.push(membership.worker(rank));
+            if let Some(at) = theirs_values.iter().position(|value| !value.is_finite()) {
+                let microbatch = deal.start + (at / (width * dim)) as u32;
+                strange.get_or_insert((rank, microbatch..microbatch + 1));
             }
             values.extend(theirs_values);
         }
-        for (peers, what) in
-            [(differ, "other weights than here"), (broken, "vectors that are no finite numbers")]
-        {
-            let names: Vec<_> = peers.iter().map(WorkerId::as_str).collect();
-            if !names.is_empty() {
-                let message = format!("step {}: {} on {}", step + 1, what, names.join(", "));
-                return Err(Broken::Trouble { peers, suspect: true, message });
-            }
+        if !differ.is_empty() {
+            let names = differ.iter().map(WorkerId::as_str).collect::<Vec<_>>().join(", ");
+            let message = format!("step {}: other weights than here on {names}", step + 1);
+            return Err(Broken::Trouble { peers: differ, suspect: true, message });
+        }
+        if let Some((rank, microbatches)) = strange {
+            return Err(membership.doubt(membership.worker(rank), microbatches, What::Vectors));
         }
         Ok((Matrix::new(values.len() / dim, dim, values), leave))
     }
@@ -264,13 +275,18 @@ impl Trainer<'_> {
         Ok((partials, begun.elapsed()))
     }
 
-    fn forward(&self, step: u64, rows: &StepRows, part: &Part) -> Result<Forward, TaskError> {
+    pub(super) fn forward(&self, step: u64, rows: &StepRows, part: &Part) -> Result<Forward, TaskError> {
         let (batch, dropout) = self.input(step, rows, part)?;
         self.tower.forward_dropping(&batch, dropout.as_ref()).map_err(TaskError::input)
     }
 
     /// What the tower is applied to. It is made anew for each pass: that of one microbatch is in memory at a time.
-    fn input(&self, step: u64, rows: &StepRows, part: &Part) -> Result<(Batch, Option<Dropout>), TaskError> {
+    pub(super) fn input(
+        &self,
+        step: u64,
+        rows: &StepRows,
+        part: &Part,
+    ) -> Result<(Batch, Option<Dropout>), TaskError> {
         if let Some(inputs) = &self.inputs {
             let texts: Vec<_> = part.cells.iter().map(|cell| rows.texts[*cell]).collect();
             let dropout = self.dropout(step, rows, part);
@@ -294,7 +310,7 @@ impl Trainer<'_> {
 
     /// How a microbatch is cut, which depends on it alone, never on who computes it. Vectors go through a head together,
     /// and texts through an encoder that computes no padding. Elsewhere texts go with others of about their length.
-    fn parts(&self, rows: &StepRows, microbatch: u32) -> Vec<Part> {
+    pub(super) fn parts(&self, rows: &StepRows, microbatch: u32) -> Vec<Part> {
         let first = microbatch as usize * self.cells(rows);
         let mut sorted: Vec<usize> = (first..first + self.cells(rows)).collect();
         if self.inputs.is_some() {
@@ -314,7 +330,7 @@ impl Trainer<'_> {
     }
 
     /// The loss of the gathered vectors [texts, dim] and its gradient for them.
-    fn loss(&self, step: u64, rows: &StepRows, vectors: Matrix) -> Result<Evaluated, TaskError> {
+    pub(super) fn loss(&self, step: u64, rows: &StepRows, vectors: Matrix) -> Result<Evaluated, TaskError> {
         let width = rows.texts.len() / rows.known_positives.len();
         // Single texts stand on both sides of the batch; only the side of the questions is compared.
         let single = width == 1;
@@ -366,25 +382,32 @@ pub(super) fn wire(phase: &PhaseSpec) -> Wire {
 }
 
 /// What the loss of a step says.
-struct Evaluated {
+pub(super) struct Evaluated {
     value: f64,
     /// Its terms by name.
     terms: Vec<(String, f64)>,
     /// Gradient by the loss's own parameters.
     theta: Vec<f32>,
     /// Gradient by the vectors, [texts, dim].
-    d_vectors: Matrix,
+    pub(super) d_vectors: Matrix,
+}
+
+impl Evaluated {
+    /// Whether the loss and all of its gradients are numbers.
+    pub(super) fn is_finite(&self) -> bool {
+        self.value.is_finite() && all_finite(&self.theta) && all_finite(self.d_vectors.data())
+    }
 }
 
 /// Texts that go through the tower together.
-struct Part {
+pub(super) struct Part {
     microbatch: u32,
     /// Where they stand among the texts of the step.
-    cells: Vec<usize>,
+    pub(super) cells: Vec<usize>,
 }
 
 /// Some rows of a matrix.
-fn select(matrix: &Matrix, rows: &[usize]) -> Matrix {
+pub(super) fn select(matrix: &Matrix, rows: &[usize]) -> Matrix {
     let values = rows.iter().flat_map(|row| matrix.row(*row).iter().copied()).collect();
     Matrix::new(rows.len(), matrix.dim(), values)
 }
