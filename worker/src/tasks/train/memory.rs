@@ -3,6 +3,8 @@
 //! A training of a head of 6 million parameters runs in a process of its own, once with 8 microbatches and once with 64
 //! of the same size; what the kernel says of their peaks is compared with what the second may need more.
 
+#![allow(clippy::print_stdout)]
+
 use super::tests::{Fixture, Sizes};
 use crate::losses::block_rows;
 use crate::training::tree::subtrees;
