@@ -231,7 +231,7 @@ fn coded(fixture: &Fixture, on_head: bool) -> StudentStart {
 #[test]
 fn codes_are_trained_in_parts_as_in_one_piece() {
     for on_head in [true, false] {
-        let fixture = Fixture::new();
+        let fixture = Fixture::new(SMALL);
         let start = coded(&fixture, on_head);
         let phase = phase(json!({ "dropout": 0.0, "commitment": 0.3, "weight_decay": 0.0 }));
         let (_, whole, curve) = fixture.train(start.clone(), 0..STEPS, &phase);
