@@ -100,6 +100,27 @@ manifests:
 bench-exchange: parity-setup
     RETORT_BENCH_PYTHON={{ venv }}/bin/python cargo bench --package retort-worker --bench exchange
 
+# What a step of four workers costs beyond 200 ms of (simulated) computing a microbatch: 1 to 16 microbatches a worker.
+bench-overhead:
+    cargo bench --package retort-worker --bench overhead
+
+# What 64 microbatches cost in memory beside 8 of the same size, and what they may cost.
+bench-memory:
+    cargo test --package retort-worker --lib -- --ignored --exact --nocapture \
+        tasks::train::memory::more_microbatches_cost_little
+
+# One training on one to four workers, with even deals and uneven ones: one SHA-256.
+cohort:
+    cargo test --package retort-cli --test e2e any_cluster_gives -- --ignored --nocapture
+
+# A training under 30 faults that the seed chooses; its weights and metrics must be those of an undisturbed one.
+chaos SEED="1":
+    RETORT_CHAOS_SEED={{ SEED }} cargo test --package retort-cli --test e2e many_faults -- --ignored --nocapture
+
+# How soon two of three workers go on after the third was killed.
+recovery:
+    cargo test --package retort-cli --test e2e two_of_three_workers -- --ignored --nocapture
+
 # What CI runs.
 ci:
     .ci/run

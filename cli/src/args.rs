@@ -36,6 +36,8 @@ pub enum Verb {
     Describe(GetArgs),
     /// Print a job's log.
     Logs(LogsArgs),
+    /// Print every step of a job's trainings: loss, gradient norm, learning rate, and where each worker's time went.
+    Metrics(MetricsArgs),
     /// Wait until a job has ended, or for a stage of it; the exit code says how it ended.
     Wait(WaitArgs),
     /// End a job.
@@ -213,6 +215,20 @@ pub struct LogsArgs {
     pub connect: Connect,
 }
 
+#[derive(Debug, Args)]
+pub struct MetricsArgs {
+    /// The job's id or its unambiguous beginning.
+    pub id: String,
+    /// Go on until the job has ended; the exit code says how.
+    #[arg(long, short)]
+    pub follow: bool,
+    /// With wide, each worker's times in the step; json is one document, or a line for each step with --follow.
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
+    #[command(flatten)]
+    pub connect: Connect,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     Text,
@@ -295,10 +311,14 @@ pub enum CheckpointVerb {
     Verify(GetArgs),
     /// Copy a checkpoint to a file.
     Download(CheckpointDownloadArgs),
+    /// Say everything about one checkpoint.
+    Describe(CheckpointDescribeArgs),
+    /// Delete one checkpoint; not the newest of a training that is not done.
+    Delete(CheckpointOneArgs),
 }
 
 #[derive(Debug, Args)]
-pub struct CheckpointDownloadArgs {
+pub struct CheckpointOneArgs {
     /// The job's id or its unambiguous beginning.
     pub id: String,
     /// The checkpoint's step.
@@ -307,11 +327,25 @@ pub struct CheckpointDownloadArgs {
     /// The training's lineage or its beginning, where several have a checkpoint of that step.
     #[arg(long, value_name = "NAME")]
     pub lineage: Option<String>,
+    #[command(flatten)]
+    pub connect: Connect,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckpointDescribeArgs {
+    #[command(flatten)]
+    pub one: CheckpointOneArgs,
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckpointDownloadArgs {
+    #[command(flatten)]
+    pub one: CheckpointOneArgs,
     /// File to write; named after lineage and step without it.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    #[command(flatten)]
-    pub connect: Connect,
 }
 
 #[derive(Debug, Args)]

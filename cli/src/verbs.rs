@@ -83,10 +83,10 @@ fn dry_run(spec: &JobSpec, inputs: &JobInputs, format: Format) -> anyhow::Result
                 "students: {}",
                 if students.is_empty() { "none".into() } else { students.join(", ") }
             ))?;
-            let JobInputs { corpus, teacher, teacher_query, students } = inputs;
+            let JobInputs { corpus, teacher, teacher_query, students, checkpoints } = inputs;
             let models = students.values().chain([teacher]).chain(teacher_query);
             let models = models.flat_map(|model| model.files.by_name.values());
-            for file in corpus.files().chain(models) {
+            for file in corpus.files().chain(models).chain(checkpoints.values()) {
                 output::line(&format!("{}  {:>12} bytes  {}", file.sha256.short(), file.bytes, file.url))?;
             }
             eprintln!("nothing was submitted");
@@ -209,14 +209,14 @@ async fn reach(client: &Client, id: &str, goal: &Goal) -> anyhow::Result<Exit> {
     Ok(Exit::of_job(job.state))
 }
 
-fn detached(id: &str) -> Exit {
+pub fn detached(id: &str) -> Exit {
     eprintln!(
         "detached; job {id} goes on. follow it with: retort logs {id} -f; end it with: retort cancel {id}"
     );
     Exit::Interrupted
 }
 
-fn say_end(job: &JobView) {
+pub fn say_end(job: &JobView) {
     let reason = if job.reason.is_empty() { String::new() } else { format!(": {}", job.reason) };
     eprintln!("job {} {}{reason}", job.id, job.state);
     if !job.report_url.is_empty() {

@@ -1,6 +1,6 @@
 //! What clients ask.
 
-use super::{CallError, checkpoints, status};
+use super::{CallError, checkpoints, metrics, status};
 use crate::driver::{self, Handle};
 use crate::logs::{LogFilter, LogLine};
 use crate::scheduler::view::{self, JobView, StageView, Standing, WorkerView};
@@ -57,6 +57,7 @@ impl JobsService {
 impl Jobs for JobsService {
     type WatchStream = ReceiverStream<Result<proto::WatchResponse, Status>>;
     type LogsStream = ReceiverStream<Result<proto::LogsResponse, Status>>;
+    type MetricsStream = ReceiverStream<Result<proto::MetricsResponse, Status>>;
 
     async fn submit(
         &self,
@@ -109,6 +110,17 @@ impl Jobs for JobsService {
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
+    async fn metrics(
+        &self,
+        request: Request<proto::MetricsRequest>,
+    ) -> Result<Response<Self::MetricsStream>, Status> {
+        let proto::MetricsRequest { job_id, follow } = request.into_inner();
+        let job = self.resolve(job_id).await?;
+        let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
+        tokio::spawn(metrics::send(self.handle.clone(), self.store.clone(), job, follow, sender));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
     async fn cancel(
         &self,
         request: Request<proto::CancelRequest>,
@@ -153,6 +165,19 @@ impl Jobs for JobsService {
             self.handle.ask(move |desk| view::trainings(&desk.state, &id)).await.map_err(status)?;
         let checkpoints = checkpoints::list(&self.store, &job, finished).await.map_err(status)?;
         Ok(Response::new(proto::ListCheckpointsResponse { checkpoints }))
+    }
+
+    async fn delete_checkpoint(
+        &self,
+        request: Request<proto::DeleteCheckpointRequest>,
+    ) -> Result<Response<proto::DeleteCheckpointResponse>, Status> {
+        let proto::DeleteCheckpointRequest { job_id, lineage, step } = request.into_inner();
+        let job = self.resolve(job_id).await?;
+        let id = job.clone();
+        let open =
+            self.handle.ask(move |desk| view::open_trainings(&desk.state, &id)).await.map_err(status)?;
+        checkpoints::delete(&self.store, &job, &lineage, step, &open).await.map_err(status)?;
+        Ok(Response::new(proto::DeleteCheckpointResponse {}))
     }
 
     async fn list_workers(

@@ -52,12 +52,14 @@ pub(super) fn run(
 /// Workers with their microbatches, by their speed; those that would only hold up the others are left out.
 fn dealt(state: &State, record: &TaskRecord, workers: &[WorkerId]) -> Vec<Member> {
     let costs: Vec<_> = workers.iter().map(|worker| record.live.costs.get(worker).copied()).collect();
-    let shares = deal::shares(record.cohort_limit().unwrap_or(1), &costs);
+    let units = record.units();
+    let shares = deal::shares(units.count(), &costs);
     let mut next = 0;
     let mut members = Vec::new();
     for (worker, share) in workers.iter().zip(shares).filter(|(_, share)| *share > 0) {
         let address = state.workers.get(worker).map(|known| known.address.clone()).unwrap_or_default();
-        members.push(Member { worker: worker.clone(), address, microbatches: next..next + share });
+        let microbatches = units.microbatches(next..next + share);
+        members.push(Member { worker: worker.clone(), address, microbatches });
         next += share;
     }
     members
@@ -299,9 +301,10 @@ fn settle_suspicion(
     let Some((_, accuser)) = suspects.first() else { return };
     let members = workers_of(record);
     for accused in &members {
-        let accusers = suspects.iter().filter(|(who, by)| who == accused && by != accused).count();
+        let accusers = suspects.iter().filter(|(who, _)| who == accused).count();
         if 2 * accusers > members.len() {
-            let message = format!("computes other bits than {accusers} of {} peers", members.len() - 1);
+            let message =
+                format!("computes other bits than others do, say {accusers} of {} members", members.len());
             log(
                 decision,
                 record,
@@ -342,7 +345,8 @@ fn settle_cuts(state: &State, now_ms: u64, id: TaskId, record: &TaskRecord, deci
     let Some(since_ms) = record.live.cut_ms else { return };
     let members = workers_of(record);
     if !edges.iter().any(|(a, b)| is_bad_pair(state, now_ms, a, b)) {
-        let why = edges.first().map(|(a, b)| format!("{a} could not reach {b}")).unwrap_or_default();
+        let why = edges.first().map(|(a, b)| format!("{a} could not reach {b}"));
+        let why = why.unwrap_or_else(|| "its members could not go on together".to_owned());
         return regroup(state, now_ms, id, &members, &why, decision);
     }
     // Both ends of an edge get the time to say so.
@@ -414,8 +418,9 @@ fn redeal(state: &State, now_ms: u64, id: TaskId, record: &TaskRecord, decision:
     if costs.iter().any(Option::is_none) {
         return;
     }
-    let current: Vec<u32> = cohort.iter().map(|member| member.microbatches.len() as u32).collect();
-    let best = deal::shares(record.cohort_limit().unwrap_or(1), &costs);
+    let units = record.units();
+    let current: Vec<u32> = cohort.iter().map(|member| units.blocks(&member.microbatches)).collect();
+    let best = deal::shares(units.count(), &costs);
     let (now, then) = (deal::step_cost(&current, &costs), deal::step_cost(&best, &costs));
     if then.saturating_mul(100) <= now.saturating_mul(REDEAL_GAIN_PERCENT) {
         regroup(state, now_ms, id, &workers_of(record), &format!("shares {best:?} by speed"), decision);

@@ -3,6 +3,7 @@
 use super::fact::Fact;
 use retort_common::cohort::Member;
 use retort_common::ids::{AttemptNumber, Digest, JobId, RequestId, TaskId, WorkerId};
+use retort_common::metrics::StepReport;
 use retort_common::spec::JobSpec;
 use retort_common::spec::inputs::JobInputs;
 use retort_common::task::{ArtifactId, Stage, Task};
@@ -160,6 +161,19 @@ pub enum Input {
         message: String,
         /// Whether another try can help.
         retryable: bool,
+    },
+    /// What a training says of its steps.
+    Metrics {
+        /// Who.
+        worker: WorkerId,
+        /// Which session.
+        session: u64,
+        /// The task.
+        task: TaskId,
+        /// The history that the steps belong to.
+        lineage: String,
+        /// The steps.
+        steps: Vec<StepReport>,
     },
     /// A line for the log.
     Log {

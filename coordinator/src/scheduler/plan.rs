@@ -166,7 +166,7 @@ impl Planner<'_, '_> {
         let mut trained: BTreeMap<&str, Trained> = BTreeMap::new();
         for student in &spec.student {
             let planned = match student.kind {
-                StudentKind::Quantised => self.quantised(&base, student, &trained)?,
+                StudentKind::Quantised => self.quantised(&base, student, dim, &trained)?,
                 _ => self.student(&base, student, dim, pca.as_ref(), &trained)?,
             };
             trained.insert(&student.name, planned);
@@ -448,7 +448,7 @@ fn pca_dims(spec: &JobSpec, teacher: u32, passages: u64) -> Result<BTreeSet<u32>
 }
 
 /// A seed for one purpose. 53 bits, so that every JSON reader keeps it.
-fn derived_seed(seed: u64, purpose: &str, index: usize) -> u64 {
+pub(super) fn derived_seed(seed: u64, purpose: &str, index: usize) -> u64 {
     let digest = Digest::of_json(&serde_json::json!([seed, purpose, index])).to_string();
     u64::from_str_radix(&digest[..13], 16).unwrap_or(seed) & ((1 << 53) - 1)
 }

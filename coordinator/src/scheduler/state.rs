@@ -2,6 +2,7 @@
 
 use super::fact::Outcome;
 use super::input::Refusal;
+use super::metrics::Lineages;
 use retort_common::cohort::{self, Member};
 use retort_common::ids::{AttemptNumber, Digest, JobId, RequestId, TaskId, WorkerId};
 use retort_common::spec::JobSpec;
@@ -38,6 +39,8 @@ pub struct State {
     pub unprobed: BTreeSet<TaskId>,
     /// Wanted tasks that could run now; derived from the tasks.
     pub ready: BTreeSet<TaskId>,
+    /// What trainings said of their steps, by task. Volatile: workers say it again.
+    pub metrics: BTreeMap<TaskId, Lineages>,
     /// Pairs of workers, the lesser first, that could not reach each other: how often, and when last. Volatile.
     pub bad_pairs: BTreeMap<(WorkerId, WorkerId), (u32, u64)>,
 }
@@ -266,6 +269,11 @@ impl TaskRecord {
         cohort::limit(&self.task)
     }
 
+    /// What is dealt to the workers that compute it together.
+    pub fn units(&self) -> cohort::Units {
+        cohort::units(&self.task).unwrap_or(cohort::Units { microbatches: 1, block: 1 })
+    }
+
     /// Whether it is done without work on behalf of `job`.
     pub fn is_cached_for(&self, job: &JobId) -> bool {
         matches!(&self.status, TaskStatus::Done { made_for, .. } if made_for.as_ref() != Some(job))
@@ -287,6 +295,7 @@ impl State {
             running: BTreeMap::new(),
             unprobed: BTreeSet::new(),
             ready: BTreeSet::new(),
+            metrics: BTreeMap::new(),
             bad_pairs: BTreeMap::new(),
         }
     }
@@ -321,6 +330,7 @@ impl State {
         let mut state = self.clone();
         state.workers.clear();
         state.bad_pairs.clear();
+        state.metrics.clear();
         for job in state.jobs.values_mut() {
             (job.replan, job.wants_fingerprint) = (job.end.is_none() && !job.complete_plan, false);
         }

@@ -17,6 +17,7 @@
 // burn announces the end of its LibTorch backend in a later version; this one is pinned.
 #![cfg_attr(feature = "tch", allow(deprecated))]
 
+mod coded;
 mod config;
 mod cross;
 mod device;
@@ -35,6 +36,7 @@ mod storage;
 mod tower;
 mod weights;
 
+pub use coded::{CodedHead, CodedShape, TwoSided};
 pub use config::{ConfigError, EncoderConfig};
 pub use cross::{CrossEncoder, CrossError};
 pub use device::{Device, DeviceError};

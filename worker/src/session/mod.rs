@@ -133,6 +133,7 @@ pub async fn run(
         epoch: 0,
         store_url: String::new(),
         detection,
+        sessions: 0,
         running: None,
         orphaned: None,
         queue: VecDeque::new(),
@@ -205,6 +206,8 @@ struct Session {
     epoch: u64,
     store_url: String,
     detection: Duration,
+    /// Sessions that were welcomed.
+    sessions: u64,
     running: Option<TaskContext>,
     /// Since when no coordinator has been there.
     orphaned: Option<Instant>,
@@ -275,6 +278,10 @@ impl Session {
             return Err(SessionEnd::NoWelcome);
         };
         self.welcome(welcome)?;
+        self.sessions += 1;
+        if let Some(running) = &self.running {
+            running.connected(self.sessions);
+        }
         self.orphaned(false);
         tracing::info!(coordinator = url, epoch = self.epoch, "session is up");
         for message in self.held.values().cloned().collect::<Vec<_>>() {
@@ -478,6 +485,7 @@ impl Session {
         let key = (assignment.id, assignment.attempt);
         let cohort = retort_common::cohort::limit(&assignment.task).map(|_| assignment.cohort.clone());
         let context = TaskContext::new(key.0, key.1, cohort, self.news_sender.clone());
+        context.connected(self.sessions);
         self.running = Some(context.clone());
         let (executor, ended) = (self.executor.clone(), self.ended_sender.clone());
         let work = move || {
