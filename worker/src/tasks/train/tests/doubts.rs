@@ -135,21 +135,11 @@ fn values_that_are_finite_nowhere_fail_the_task_with_their_rows() {
 
 #[test]
 fn alone_the_rows_are_named_after_a_second_look() {
-    let bad = Fixture::with_vectors(|value| if value > 0.499 { f32::INFINITY } else { value });
+    let bad = Fixture::with_vectors(|value| if value > 0.48 { f32::INFINITY } else { value });
     let task = bad.task(mlp(), 0..STEPS, &phase(json!({})));
     let error = bad.try_train(&task, None).unwrap_err();
     assert!(!error.is_retryable());
     for word in ["are not finite, and computed once more", "vectors of microbatches", "passage rows "] {
         assert!(error.to_string().contains(word), "no {word:?} in {error}");
     }
-}
-
-#[test]
-fn what_overflows_only_in_the_loss_has_the_rows_of_its_batch() {
-    // Vectors that are numbers, but whose products are not.
-    let bad = [Fixture::with_vectors(|value| value * 1e30), Fixture::with_vectors(|value| value * 1e30)];
-    let ended = together([&bad[0], &bad[1]]);
-    let messages: Vec<_> =
-        ended.outcomes.iter().filter_map(|one| one.as_ref().err().map(ToString::to_string)).collect();
-    assert!(messages.iter().any(|message| message.contains("not finite, too")), "{messages:?}");
 }
