@@ -1,8 +1,4 @@
 //! A phase in parts has the bits of the same phase in one piece.
-//!
-//! - `doubts`: what becomes of values that are not finite
-
-mod doubts;
 
 use super::super::bench::{Content, Produced, Progress, Seat, TaskError, VECTORS, Workbench};
 use super::super::embed::EncoderCache;
