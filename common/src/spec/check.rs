@@ -2,7 +2,9 @@
 
 use super::baselines::row_name;
 use super::check_loss::check_loss;
-use super::{CodeKind, JobSpec, LossKind, MiningSource, PhaseData, PhaseSpec, StudentKind, StudentSpec};
+use super::{
+    CodeKind, JobSpec, LossKind, MiningSource, PhaseData, PhaseSpec, StudentKind, StudentSpec, WireSpec,
+};
 use std::collections::BTreeSet;
 
 /// Keys that contradict each other or a value out of its range.
@@ -25,6 +27,7 @@ const LARGEST_DIM: u32 = 1 << 16;
 const LARGEST_TOKENS: u32 = 8192;
 const MOST_SAMPLES: u32 = 1024;
 const MOST_REFRESHES: u32 = 1000;
+const MOST_WIRE_LEVEL: u32 = 20;
 
 pub(super) fn ensure(holds: bool, path: &[&str], message: impl Into<String>) -> Check {
     if holds {
@@ -237,12 +240,10 @@ fn check_student(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Check
         ensure(earlier_head(spec, student, &student.init).is_some_and(dims), &key("init"), message)?;
     }
     check_quantised(spec, student, at)?;
-    let trained = student.kind != StudentKind::Quantised;
     ensure(
-        trained != student.phase.is_empty(),
+        student.kind == StudentKind::Quantised || !student.phase.is_empty(),
         &key("name"),
-        "a head or an encoder needs at least one [[student.phase]], a quantised student none: train the head it \
-         stands on",
+        "a head or an encoder needs at least one [[student.phase]]",
     )?;
     for (number, phase) in student.phase.iter().enumerate() {
         let number = number.to_string();
@@ -270,6 +271,7 @@ fn check_quantised(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Che
         ("layers", student.layers.is_some()),
         ("model", student.model.is_some()),
         ("pooling", student.pooling.is_some()),
+        ("warm_start", student.warm_start.is_some()),
     ];
     for (name, given) in others {
         ensure(!given, &key(name), "does not go with kind = \"quantised\"")?;
@@ -284,6 +286,12 @@ fn check_quantised(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Che
         on == "teacher" || head.is_some(),
         &key("on"),
         "must be \"teacher\" or the name of an earlier head",
+    )?;
+    let linear = student.phase.is_empty() || head.is_none_or(|head| head.hidden.is_none());
+    ensure(
+        linear,
+        &key("phase"),
+        "training through codes needs a linear head: leave the head's `hidden` out",
     )?;
     let product = student.code.unwrap_or_default() == CodeKind::Product;
     let divides = head.and_then(|head| head.dim).is_none_or(|dim| dim.is_multiple_of(bytes));
@@ -322,6 +330,10 @@ fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&
     ensure(phase.weight_decay >= 0.0, &key("weight_decay"), "must not be negative")?;
     ensure(phase.clip_norm >= 0.0, &key("clip_norm"), "must not be negative")?;
     within(phase.checkpoint_every, 1, u32::MAX, &key("checkpoint_every"))?;
+    within(phase.keep_last, 1, u32::MAX, &key("keep_last"))?;
+    within(phase.wire_level, 0, MOST_WIRE_LEVEL, &key("wire_level"))?;
+    let levelled = phase.wire == WireSpec::Bf16 || phase.wire_level == 0;
+    ensure(levelled, &key("wire_level"), "goes with wire = \"bf16\"")?;
     check_optimizer(student, phase, at)?;
     let teacher = phase.signal == "teacher";
     let head = earlier_head(spec, student, &phase.signal);
@@ -334,7 +346,7 @@ fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&
             ensure(
                 student.kind == StudentKind::Encoder,
                 &key("data"),
-                "a head learns from questions: use \"queries\"",
+                "a head or codes learn from questions: use \"queries\"",
             )?;
         }
         PhaseData::Queries => {
@@ -390,6 +402,11 @@ fn check_optimizer(student: &StudentSpec, phase: &PhaseSpec, at: &[&str; 4]) -> 
     refuse(share(phase.beta2), "beta2", "must be at least 0 and below 1")?;
     refuse(phase.epsilon > 0.0 && phase.epsilon.is_finite(), "epsilon", "must be above 0")?;
     refuse(share(phase.dropout), "dropout", "must be at least 0 and below 1")?;
+    let pull = phase.commitment();
+    let pulls = pull >= 0.0 && pull.is_finite();
+    refuse(pulls, "commitment", "must not be negative")?;
+    let coded = student.kind == StudentKind::Quantised;
+    refuse(phase.commitment.is_none() || coded, "commitment", "goes with kind = \"quantised\"")?;
     let drops = student.kind == StudentKind::Encoder || student.hidden.is_some();
     refuse(phase.dropout == 0.0 || drops, "dropout", "a linear head has nothing to drop")?;
     let encoder = student.kind == StudentKind::Encoder;

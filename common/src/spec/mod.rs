@@ -206,7 +206,11 @@ pub struct StudentSpec {
     /// How the projection starts: "pca", "random", or the name of an earlier head student.
     #[serde(default = "default_init")]
     pub init: String,
-    /// Its training, phase after phase.
+    /// A checkpoint's file, of this or another job's training of a student of the same shape: the first phase starts
+    /// from its weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_start: Option<String>,
+    /// Its training, phase after phase. A quantised student may do without: it is fitted then.
     #[serde(default)]
     pub phase: Vec<PhaseSpec>,
 }
@@ -292,6 +296,10 @@ pub struct PhaseSpec {
     /// Share of an encoder's activations that are set to 0 in training (an MLP's hidden ones, too).
     #[serde(default)]
     pub dropout: f64,
+    /// Quantised: the weight of the mean squared distance between a passage's mapped vector and what its code stands
+    /// for, beside the loss; 0.5 without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commitment: Option<f64>,
     /// Encoder: keep the embeddings as they are.
     #[serde(default)]
     pub freeze_embeddings: bool,
@@ -303,8 +311,28 @@ pub struct PhaseSpec {
     /// Steps between checkpoints.
     #[serde(default = "default_checkpoint_every")]
     pub checkpoint_every: u32,
+    /// Checkpoints that are kept; older ones are deleted once a newer one is complete.
+    #[serde(default = "default_keep_last", skip_serializing_if = "is_default_keep_last")]
+    pub keep_last: u32,
+    /// The format in which gradients travel between workers.
+    #[serde(default, skip_serializing_if = "WireSpec::is_default")]
+    pub wire: WireSpec,
+    /// With bf16: sums of blocks of 2^level microbatches, and those above them, are rounded. A block is never shared
+    /// between workers.
+    #[serde(default, skip_serializing_if = "is_zero_level")]
+    pub wire_level: u32,
     /// The loss: a weighted sum of its terms.
     pub loss: Vec<LossSpec>,
+}
+
+/// The default of a phase's `commitment`.
+const COMMITMENT: f64 = 0.5;
+
+impl PhaseSpec {
+    /// The weight that draws passages and their codes together.
+    pub fn commitment(&self) -> f64 {
+        self.commitment.unwrap_or(COMMITMENT)
+    }
 }
 
 /// What the rows of a training batch are.
@@ -330,6 +358,33 @@ pub enum ScheduleKind {
     Constant,
 }
 
+/// A format of gradients on their way between workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WireSpec {
+    /// As they are.
+    #[default]
+    F32,
+    /// Rounded to half the bytes, whether or not they travel: the result does not depend on who computed what.
+    Bf16,
+}
+
+impl WireSpec {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl PhaseSpec {
+    /// Microbatches that are computed by one worker together: its deal is made of whole blocks.
+    pub fn block(&self) -> u32 {
+        match self.wire {
+            WireSpec::F32 => 1,
+            WireSpec::Bf16 => 1 << self.wire_level.min(30),
+        }
+    }
+}
+
 /// How every row is judged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -345,6 +400,18 @@ impl Default for EvaluateSpec {
         let metrics = ["mrr@10", "ndcg@10", "recall@20", "recall@100", "success@20", "accuracy@20"];
         Self { depth: 100, metrics: metrics.map(str::to_owned).to_vec() }
     }
+}
+
+fn default_keep_last() -> u32 {
+    2
+}
+
+fn is_default_keep_last(value: &u32) -> bool {
+    *value == default_keep_last()
+}
+
+fn is_zero_level(value: &u32) -> bool {
+    *value == 0
 }
 
 fn is_zero(value: &f64) -> bool {

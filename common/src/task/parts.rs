@@ -2,7 +2,7 @@
 
 use super::{ArtifactId, Stage};
 use crate::spec::Pooling;
-use crate::spec::inputs::ModelFiles;
+use crate::spec::inputs::{InputFile, ModelFiles};
 use serde::{Deserialize, Serialize};
 
 /// Which text of a pair.
@@ -80,6 +80,24 @@ pub enum StudentStart {
         dim: Option<u32>,
         /// How the projection starts.
         init: ProjectionStart,
+    },
+    /// A map for each side and codebooks for passages, to be trained together: as a quantiser codes a linear head's
+    /// vectors.
+    Quantised {
+        /// Dimensions of the vectors it reads.
+        input: u32,
+        /// The head; none where the quantiser stands on the vectors themselves.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        head: Option<ArtifactId>,
+        /// What was fitted to the head's vectors.
+        quantizer: ArtifactId,
+    },
+    /// A shape with the weights of a checkpoint.
+    Warm {
+        /// The shape, as it would start without the checkpoint.
+        shape: Box<StudentStart>,
+        /// Its file.
+        checkpoint: InputFile,
     },
     /// Where another phase ended.
     Student {
