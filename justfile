@@ -72,6 +72,11 @@ bench-search *ARGS: parity-setup
 bench-shard LINES="5000000" THREADS="2" FOLDER="/tmp":
     cargo bench --package retort-worker --bench shard -- {{ LINES }} {{ THREADS }} {{ FOLDER }}
 
+# Peak memory of the tasks over a whole corpus, for a corpus and for one ten times as large, with the same questions.
+bench-memory PASSAGES="20000" QUESTIONS="10000" FOLDER="/tmp":
+    cargo bench --package retort-worker --bench memory -- {{ PASSAGES }} {{ QUESTIONS }} {{ FOLDER }}
+    cargo bench --package retort-worker --bench memory -- {{ PASSAGES }}0 {{ QUESTIONS }} {{ FOLDER }}
+
 # Check the Kubernetes manifests.
 manifests:
     test -x {{ venv }}/bin/kubernetes-validate || { python3 -m venv {{ venv }} && {{ venv }}/bin/pip install --quiet kubernetes-validate; }
