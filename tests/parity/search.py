@@ -152,6 +152,8 @@ def parity(binary, vectors, questions, only):
             retort("bm25-index")
             retort(f"bm25-search {k}")
             own = retort.lists("bm25-search", k)[1]
+            # bm25s fills short lists up with passages that share no term.
+            own = np.where(np.isfinite(own), own, 0)
             worst = np.abs(own - scores).max()
             check("bm25", worst < 1e-4, f"scores within {worst:.1e} of {scores.max():.1f}")
         retort.end()
