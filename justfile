@@ -77,6 +77,25 @@ bench-memory PASSAGES="20000" QUESTIONS="10000" FOLDER="/tmp":
     cargo bench --package retort-worker --bench memory -- {{ PASSAGES }} {{ QUESTIONS }} {{ FOLDER }}
     cargo bench --package retort-worker --bench memory -- {{ PASSAGES }}0 {{ QUESTIONS }} {{ FOLDER }}
 
+# The same job on flex and LibTorch: embeddings within 1e-4, metrics within 0.002, the same bits with one worker and two.
+parity-backends LIBTORCH: parity-setup
+    LIBTORCH={{ LIBTORCH }} cargo build --release --package retort-cli --features tch
+    {{ venv }}/bin/python tests/parity/backends.py --retort target/release/retort
+
+# Passages per second beside sentence-transformers, alternating, two threads each: just bench-embed /models/all-MiniLM-L6-v2 /data/wiki
+bench-embed MODEL CORPUS *ARGS: parity-setup
+    cargo build --release --package retort-worker --example encoder_peer
+    {{ venv }}/bin/python tests/bench/encoder.py embed --model {{ MODEL }} --corpus {{ CORPUS }} {{ ARGS }}
+
+# Texts per second of an encoder student's training steps beside a plain PyTorch loop, two threads each.
+bench-train MODEL CORPUS *ARGS: parity-setup
+    cargo build --release --package retort-worker --example encoder_peer
+    {{ venv }}/bin/python tests/bench/encoder.py train --model {{ MODEL }} --corpus {{ CORPUS }} {{ ARGS }}
+
+# LibTorch for the `tch` feature, CPU only; with `cuda` as second argument for GPUs too.
+libtorch FOLDER *KIND:
+    deploy/libtorch.sh {{ FOLDER }} {{ KIND }}
+
 # Check the Kubernetes manifests.
 manifests:
     test -x {{ venv }}/bin/kubernetes-validate || { python3 -m venv {{ venv }} && {{ venv }}/bin/pip install --quiet kubernetes-validate; }
@@ -85,6 +104,18 @@ manifests:
 # The exchange between workers beside PyTorch's gloo: 100 MB of f32, separate processes, median of ten.
 bench-exchange: parity-setup
     RETORT_BENCH_PYTHON={{ venv }}/bin/python cargo bench --package retort-worker --bench exchange
+
+# One training on one to four workers, with even deals and uneven ones: one SHA-256.
+cohort:
+    cargo test --package retort-cli --test e2e any_cluster_gives -- --ignored --nocapture
+
+# A training under 30 faults that the seed chooses; its weights and metrics must be those of an undisturbed one.
+chaos SEED="1":
+    RETORT_CHAOS_SEED={{ SEED }} cargo test --package retort-cli --test e2e many_faults -- --ignored --nocapture
+
+# How soon two of three workers go on after the third was killed.
+recovery:
+    cargo test --package retort-cli --test e2e two_of_three_workers -- --ignored --nocapture
 
 # What CI runs.
 ci:

@@ -2,7 +2,12 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = "../proto";
-    let files = ["retort/v1/job.proto", "retort/v1/worker.proto", "retort/v1/exchange.proto"];
+    let files = [
+        "retort/v1/job.proto",
+        "retort/v1/worker.proto",
+        "retort/v1/exchange.proto",
+        "retort/v1/metrics.proto",
+    ];
     for file in files {
         println!("cargo:rerun-if-changed={root}/{file}");
     }

@@ -36,6 +36,8 @@ pub enum Verb {
     Describe(GetArgs),
     /// Print a job's log.
     Logs(LogsArgs),
+    /// Print every step of a job's trainings: loss, gradient norm, learning rate, and where each worker's time went.
+    Metrics(MetricsArgs),
     /// Wait until a job has ended, or for a stage of it; the exit code says how it ended.
     Wait(WaitArgs),
     /// End a job.
@@ -122,6 +124,9 @@ pub struct RunArgs {
     /// Compute threads of each worker.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: u16,
+    /// What computes, as in `retort worker --device`.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: String,
     /// What to print at the end: the report's table, or report.json.
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
     pub output: ReportFormat,
@@ -206,6 +211,20 @@ pub struct LogsArgs {
     pub stage: Option<String>,
     #[arg(long, short, value_name = "FORMAT", default_value = "text")]
     pub output: LogFormat,
+    #[command(flatten)]
+    pub connect: Connect,
+}
+
+#[derive(Debug, Args)]
+pub struct MetricsArgs {
+    /// The job's id or its unambiguous beginning.
+    pub id: String,
+    /// Go on until the job has ended; the exit code says how.
+    #[arg(long, short)]
+    pub follow: bool,
+    /// With wide, each worker's times in the step; json is one document, or a line for each step with --follow.
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
     #[command(flatten)]
     pub connect: Connect,
 }
@@ -386,9 +405,8 @@ pub struct WorkerStart {
     /// Compute threads; as many as cores without it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
-    /// What computes.
-    /// auto or flex.
-    #[arg(long, default_value = "auto")]
+    /// What computes: flex; tch:cpu, tch:cuda:N or cuda:N where they are built in; auto for the best of them that is there.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: String,
     /// Folder for artifacts read from the store; a temporary one without it.
     #[arg(long, value_name = "DIR")]

@@ -11,6 +11,7 @@
 //! - [`local`]: verbs that need no cluster
 //! - [`serve`]: the coordinator's and the worker's process
 //! - [`config`]: where the coordinator is
+//! - [`metrics`]: the steps of trainings
 //! - [`negatives`]: the audits of mined negatives
 //! - [`output`]: tables and JSON
 //! - [`exit`]: exit codes
@@ -24,6 +25,7 @@ mod eval;
 mod exit;
 mod export;
 mod local;
+mod metrics;
 mod negatives;
 mod output;
 mod run;
@@ -72,6 +74,7 @@ async fn dispatch(verb: Verb) -> anyhow::Result<Exit> {
         Verb::Get(args) => verbs::get(args).await,
         Verb::Describe(args) => verbs::describe(args).await,
         Verb::Logs(args) => verbs::logs(args).await,
+        Verb::Metrics(args) => metrics::metrics(args).await,
         Verb::Wait(args) => verbs::wait(args).await,
         Verb::Cancel(args) => verbs::cancel(args).await,
         Verb::Negatives(args) => match args.verb {

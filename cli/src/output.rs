@@ -74,7 +74,8 @@ pub fn checkpoints(checkpoints: &[CheckpointView], format: Format) -> io::Result
     }
 }
 
-fn versioned(mut value: Value) -> Value {
+/// A JSON object with its schema's version.
+pub fn versioned(mut value: Value) -> Value {
     if let Value::Object(fields) = &mut value {
         fields.insert("schema_version".to_owned(), json!(SCHEMA_VERSION));
     }

@@ -42,6 +42,7 @@ pub async fn worker(args: WorkerStart) -> anyhow::Result<Exit> {
         Some(threads) => usize::from(threads),
         None => std::thread::available_parallelism()?.get(),
     };
+    device.use_threads(threads);
     // The pool is global and made once, before any tensor is.
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     let worker: WorkerId = match args.id {
@@ -75,6 +76,8 @@ pub async fn worker(args: WorkerStart) -> anyhow::Result<Exit> {
         coordinators,
         worker,
         device: device.name().to_owned(),
+        kernels: device.kernels(),
+        memory_bytes: device.memory_bytes(),
         fingerprint: tokio::task::spawn_blocking(move || probe(&device)).await?,
         threads: u32::try_from(threads)?,
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -209,14 +209,14 @@ async fn reach(client: &Client, id: &str, goal: &Goal) -> anyhow::Result<Exit> {
     Ok(Exit::of_job(job.state))
 }
 
-fn detached(id: &str) -> Exit {
+pub fn detached(id: &str) -> Exit {
     eprintln!(
         "detached; job {id} goes on. follow it with: retort logs {id} -f; end it with: retort cancel {id}"
     );
     Exit::Interrupted
 }
 
-fn say_end(job: &JobView) {
+pub fn say_end(job: &JobView) {
     let reason = if job.reason.is_empty() { String::new() } else { format!(": {}", job.reason) };
     eprintln!("job {} {}{reason}", job.id, job.state);
     if !job.report_url.is_empty() {

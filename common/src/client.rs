@@ -1,11 +1,13 @@
 //! The typed client of the control plane: plain types, one error per meaning, and streams that reconnect.
 //!
 //! - [`Client`]: one method per call; repeats calls that did not arrive for as long as its patience lasts
-//! - [`Watch`], [`Logs`]: streams that go on where they were after the coordinator was away
+//! - [`Watch`], [`Logs`], [`Steps`]: streams that go on where they were after the coordinator was away
 //! - [`JobView`], [`StageView`], [`WorkerView`], [`LogLine`], [`JobState`]: what the calls return
 
+mod metrics;
 mod view;
 
+pub use metrics::{StepView, Steps};
 pub use view::{CheckpointView, JobState, JobView, LogLine, StageView, UnknownState, WorkerView};
 
 use crate::ids::RequestId;
@@ -222,6 +224,11 @@ impl Client {
     pub fn logs(&self, id: &str, query: LogQuery) -> Logs {
         let retry = Retry::new(self.patience);
         Logs { client: self.clone(), id: id.to_owned(), query, stream: None, retry, last: None, ended: false }
+    }
+
+    /// Every step of a job's trainings once; with `follow` until the job has ended.
+    pub fn metrics(&self, id: &str, follow: bool) -> Steps {
+        Steps::new(self, id, follow)
     }
 
     /// Calls until an answer comes, the other addresses first and then again for as long as patience lasts.

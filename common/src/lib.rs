@@ -6,6 +6,7 @@
 //! - [`task`]: tasks and the artifacts they make
 //! - [`checkpoint`]: checkpoints of trainings in the store
 //! - [`cohort`]: the workers that compute one training together
+//! - [`metrics`]: what a training says of its steps
 //! - [`store`]: object storage
 //! - [`artifact`]: artifacts and their manifests in the store, verified on read
 //! - [`net`]: the one seam through which every connection goes
@@ -19,6 +20,7 @@ pub mod client;
 pub mod cohort;
 pub mod hub;
 pub mod ids;
+pub mod metrics;
 pub mod model;
 pub mod net;
 pub mod proto;

@@ -18,9 +18,11 @@
 //! - [`report`]: a job's report as table, JSON and page
 //! - [`export`]: results in the formats of other programs
 //! - [`text`]: tokenisers and token batches
-//! - [`matmul`], [`parallel`]: matrix products, and threads that change no bit
+//! - [`parallel`]: threads that change no bit
+//! - [`embedding`]: texts through an encoder
 //! - [`matrix`], [`tables`], [`vectors`]: data in memory, in Parquet and in safetensors
 
+pub mod embedding;
 pub mod exchange;
 pub mod executor;
 pub mod export;
@@ -28,7 +30,6 @@ pub mod fit;
 pub mod formats;
 pub mod index;
 pub mod losses;
-pub mod matmul;
 pub mod matrix;
 pub mod metrics;
 pub mod mining;

@@ -66,11 +66,24 @@ fn stage_json(stage: &StageView) -> Value {
 
 /// A worker.
 pub fn worker_json(worker: &WorkerView) -> Value {
-    let WorkerView { id, connected, device, fingerprint, version, task, threads, tasks_done } = worker;
+    let WorkerView {
+        id,
+        connected,
+        device,
+        kernels,
+        memory_bytes,
+        fingerprint,
+        version,
+        task,
+        threads,
+        tasks_done,
+    } = worker;
     json!({
         "id": id,
         "connected": connected,
         "device": device,
+        "kernels": kernels,
+        "memory_bytes": memory_bytes,
         "fingerprint": fingerprint,
         "version": version,
         "task": task,

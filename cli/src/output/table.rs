@@ -20,7 +20,7 @@ pub fn jobs(jobs: &[JobView], wide: bool) -> String {
             duration(job.elapsed.as_secs_f64()),
         ];
         if wide {
-            let fingerprint = dash(short(&job.fingerprint));
+            let fingerprint = dash(short_fingerprint(&job.fingerprint));
             row.extend([timestamp(job.submitted_unix_ms), dash(short(&job.spec_digest)), fingerprint]);
             row.push(dash(&job.reason));
         }
@@ -31,21 +31,30 @@ pub fn jobs(jobs: &[JobView], wide: bool) -> String {
 
 /// Workers, one in a row.
 pub fn workers(workers: &[WorkerView], wide: bool) -> String {
-    let mut header = vec!["ID", "CONNECTED", "DEVICE", "THREADS", "TASKS DONE", "TASK"];
+    let mut header = vec!["ID", "CONNECTED", "DEVICE", "MEMORY", "THREADS", "TASKS DONE", "TASK"];
     if wide {
-        header.extend(["VERSION", "FINGERPRINT"]);
+        header.extend(["VERSION", "KERNELS", "FINGERPRINT"]);
     }
     let rows = workers.iter().map(|worker| {
         let mut row = vec![
             worker.id.clone(),
             if worker.connected { "yes" } else { "no" }.to_owned(),
             dash(&worker.device),
+            if worker.memory_bytes == 0 {
+                "-".to_owned()
+            } else {
+                format!("{:.1} GB", worker.memory_bytes as f64 / 1e9)
+            },
             worker.threads.to_string(),
             worker.tasks_done.to_string(),
             if worker.task.is_empty() { "idle".to_owned() } else { worker.task.clone() },
         ];
         if wide {
-            row.extend([dash(&worker.version), dash(short(&worker.fingerprint))]);
+            row.extend([
+                dash(&worker.version),
+                dash(&worker.kernels),
+                dash(short_fingerprint(&worker.fingerprint)),
+            ]);
         }
         row
     });
@@ -166,6 +175,12 @@ fn tasks(stages: &[StageView]) -> String {
 
 fn short(hex: &str) -> &str {
     hex.get(..12).unwrap_or(hex)
+}
+
+/// The backend and the beginning of the digest.
+fn short_fingerprint(text: &str) -> &str {
+    let digest = text.rfind('-').map_or(0, |at| at + 1);
+    text.get(..digest + 8).unwrap_or(text)
 }
 
 fn dash(text: &str) -> String {

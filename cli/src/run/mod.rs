@@ -20,8 +20,9 @@ use retort_common::spec;
 use retort_common::spec::JobSpec;
 use retort_common::spec::inputs::JobInputs;
 use retort_common::store::{Store, StoreError};
+use retort_worker::model::Device;
 use std::time::Duration;
-use supervisor::{Folders, Supervisor};
+use supervisor::{Folders, Means, Supervisor};
 
 /// Most workers that are started unless told otherwise.
 const MOST_WORKERS: usize = 8;
@@ -33,13 +34,15 @@ const LAST_LINES: usize = 10;
 pub async fn run(args: RunArgs) -> anyhow::Result<Exit> {
     // A wrong spec is reported before anything is started.
     let (spec, inputs) = verbs::load(&args.spec, None).await?;
+    let device = Device::parse(&args.device)?.name().to_owned();
     let place = Place::take(args.store.as_deref())?;
     eprintln!("store: {}", place.store.url());
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = args.workers.map_or(cores.min(MOST_WORKERS), usize::from);
     let program = std::env::current_exe().context("cannot find the retort program itself")?;
     let folders = Folders { logs: place.logs.clone(), cache: place.cache.clone() };
-    let mut supervisor = Supervisor::new(program, place.store.url(), folders, workers, args.threads)?;
+    let means = Means { threads: args.threads, device };
+    let mut supervisor = Supervisor::new(program, place.store.url(), folders, workers, means)?;
     let failure = supervisor.failure();
     let outcome = tokio::select! {
         outcome = drive(&supervisor, &place.store, &spec, &inputs) => outcome,

@@ -55,6 +55,15 @@ pub struct Supervisor {
     children: JoinSet<()>,
 }
 
+/// What each worker computes with.
+#[derive(Clone, Debug)]
+pub struct Means {
+    /// Compute threads.
+    pub threads: u16,
+    /// The device's name.
+    pub device: String,
+}
+
 impl Supervisor {
     /// Starts `program` as the coordinator. Workers start when they are needed.
     pub fn new(
@@ -62,7 +71,7 @@ impl Supervisor {
         store: String,
         folders: Folders,
         workers: usize,
-        threads: u16,
+        means: Means,
     ) -> anyhow::Result<Self> {
         let (publish, address) = watch::channel(None);
         let (wanted, want) = watch::channel(false);
@@ -83,7 +92,8 @@ impl Supervisor {
         for number in 1..=workers {
             let worker = plan(format!("worker-{number}"))?;
             let cache = folders.cache.clone();
-            let kept = keep_worker(worker, threads, cache, address.clone(), want.clone(), stopped.clone());
+            let (means, address) = (means.clone(), address.clone());
+            let kept = keep_worker(worker, means, cache, address, want.clone(), stopped.clone());
             children.spawn(report(fail.clone(), kept));
         }
         Ok(Self { address, wanted, stop, failures, children })
@@ -170,7 +180,7 @@ async fn read_address(file: PathBuf, publish: Arc<watch::Sender<Option<String>>>
 
 async fn keep_worker(
     plan: Plan,
-    threads: u16,
+    means: Means,
     cache: PathBuf,
     address: watch::Receiver<Option<String>>,
     mut wanted: watch::Receiver<bool>,
@@ -184,10 +194,10 @@ async fn keep_worker(
         address = needed => address,
         () = told(&mut stopped) => return Ok(()),
     };
-    let (threads, cache) = (threads.to_string(), cache.display().to_string());
+    let (threads, cache) = (means.threads.to_string(), cache.display().to_string());
     let arguments = || {
         let place = ["worker", "--coordinator", &address, "--id", &plan.name];
-        let means = ["--threads", &threads, "--cache", &cache];
+        let means = ["--threads", &threads, "--device", &means.device, "--cache", &cache];
         place.iter().chain(&means).map(|text| (*text).to_owned()).collect()
     };
     keep(&plan, arguments, stopped).await
@@ -315,7 +325,8 @@ mod tests {
     fn supervisor(folder: &Path, body: &str) -> Supervisor {
         let program = stand_in(folder, body);
         let folders = Folders { logs: folder.to_owned(), cache: folder.join("cache") };
-        Supervisor::new(program, "memory://".to_owned(), folders, 2, 1).unwrap()
+        let means = Means { threads: 1, device: "flex".to_owned() };
+        Supervisor::new(program, "memory://".to_owned(), folders, 2, means).unwrap()
     }
 
     /// The calls of one kind, once there are `count`.

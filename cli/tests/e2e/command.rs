@@ -32,6 +32,7 @@ fn help_names_every_verb_and_the_exit_codes() {
         "get",
         "describe",
         "logs",
+        "metrics",
         "wait",
         "cancel",
         "worker",
@@ -75,7 +76,18 @@ fn without_an_address_all_three_places_for_it_are_named() {
 #[test]
 fn an_unreachable_coordinator_is_exit_3() {
     let address = dead_address();
-    for verb in ["list", "get x", "describe x", "logs x", "logs x -f", "wait x", "cancel x", "worker list"] {
+    for verb in [
+        "list",
+        "get x",
+        "describe x",
+        "logs x",
+        "logs x -f",
+        "metrics x",
+        "metrics x -f",
+        "wait x",
+        "cancel x",
+        "worker list",
+    ] {
         check(&format!("{verb} --coordinator {address}"), 3, &["unreachable", &address]);
     }
 }

@@ -6,11 +6,18 @@
 //! - [`job`]: whole jobs, by `retort run` and on a cluster started by hand
 //! - [`kill`]: whole jobs while processes are killed
 //! - [`cohort`]: one training by several workers, killed, frozen and joined: always the same weights
+//! - [`any_cluster`]: the same weights from one worker to four, with even deals and uneven ones
+//! - [`chaos`]: a training under faults that a seed chooses, and how soon it goes on
+//! - [`training`]: the training that they look at
 //! - [`bad_input`]: every kind of damaged input, and that nothing of it stays behind
 //! - [`fixture`]: a corpus, a teacher and a spec small enough for seconds
 //! - [`support`]: processes that end with their test, and what lies in a store
 
+#[cfg(target_os = "linux")]
+mod any_cluster;
 mod bad_input;
+#[cfg(target_os = "linux")]
+mod chaos;
 #[cfg(target_os = "linux")]
 mod cohort;
 mod command;
@@ -21,3 +28,5 @@ mod job;
 #[cfg(target_os = "linux")]
 mod kill;
 mod support;
+#[cfg(target_os = "linux")]
+mod training;

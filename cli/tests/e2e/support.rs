@@ -124,6 +124,11 @@ impl Process {
         self.child.try_wait().unwrap().is_some()
     }
 
+    /// What stands on its stdout so far.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.said.path().join("stdout")).unwrap()
+    }
+
     /// Waits for its end.
     pub fn end(mut self) -> Ended {
         let line = self.line.clone();
@@ -178,9 +183,14 @@ impl Cluster {
 
     /// Starts one more worker, or starts it again.
     pub fn add_worker(&mut self, id: &str) {
+        self.add_worker_with(id, "");
+    }
+
+    /// The same with more flags.
+    pub fn add_worker_with(&mut self, id: &str, flags: &str) {
         let address = &self.address;
         self.workers.push(self.home.start(&format!(
-            "worker --coordinator {address} --id {id} --threads 1 --cache cache --failure-detection 1s --with-parent"
+            "worker --coordinator {address} --id {id} --threads 1 --cache cache --failure-detection 1s --with-parent {flags}"
         )));
     }
 

@@ -15,6 +15,7 @@ type Script<T> = VecDeque<Vec<Result<T, Status>>>;
 struct Scripted {
     watch: Arc<Mutex<Script<proto::WatchResponse>>>,
     logs: Arc<Mutex<Script<proto::LogsResponse>>>,
+    metrics: Arc<Mutex<Script<proto::MetricsResponse>>>,
     asked: Arc<Mutex<Vec<proto::LogsRequest>>>,
 }
 
@@ -27,6 +28,7 @@ fn play<T: Send + 'static>(script: &Mutex<Script<T>>) -> Response<BoxStream<'sta
 impl Jobs for Scripted {
     type WatchStream = BoxStream<'static, Result<proto::WatchResponse, Status>>;
     type LogsStream = BoxStream<'static, Result<proto::LogsResponse, Status>>;
+    type MetricsStream = BoxStream<'static, Result<proto::MetricsResponse, Status>>;
 
     async fn submit(
         &self,
@@ -50,6 +52,13 @@ impl Jobs for Scripted {
     async fn logs(&self, request: Request<proto::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
         self.asked.lock().unwrap().push(request.into_inner());
         Ok(play(&self.logs))
+    }
+
+    async fn metrics(
+        &self,
+        _: Request<proto::MetricsRequest>,
+    ) -> Result<Response<Self::MetricsStream>, Status> {
+        Ok(play(&self.metrics))
     }
 
     async fn cancel(
@@ -139,6 +148,27 @@ async fn followed_logs_go_on_after_the_last_line_even_where_counting_began_anew(
     assert_eq!(said, ["4 at 10", "5 at 11", "6 at 12", "1 at 20"]);
     let tails: Vec<_> = asked.lock().unwrap().iter().map(|request| request.tail).collect();
     assert_eq!(tails, [2, 0, 0]);
+}
+
+#[tokio::test]
+async fn followed_metrics_give_every_step_once_over_lost_connections() {
+    let step = |task: &str, step| {
+        let point = Some(proto::StepPoint { loss: 0.5, ..proto::StepPoint::default() });
+        Ok(proto::MetricsResponse { task: task.into(), step, point, ..proto::MetricsResponse::default() })
+    };
+    let lost = || Err(Status::unavailable("going down"));
+    let server = Scripted::default();
+    *server.metrics.lock().unwrap() = VecDeque::from([
+        vec![step("a", 1), step("a", 2), lost()],
+        vec![step("a", 1), step("a", 2), step("a", 3), step("b", 1), lost()],
+        vec![step("a", 1), step("a", 2), step("a", 3), step("b", 1), step("b", 2)],
+    ]);
+    let mut steps = client_of(server).await.metrics("j", true);
+    let mut said = Vec::new();
+    while let Some(step) = steps.next().await.unwrap() {
+        said.push(format!("{}{}", step.task, step.point.step));
+    }
+    assert_eq!(said, ["a1", "a2", "a3", "b1", "b2"]);
 }
 
 #[tokio::test]

@@ -144,6 +144,10 @@ pub struct WorkerView {
     pub connected: bool,
     /// Its device.
     pub device: String,
+    /// What the device computes with: library, version, instructions.
+    pub kernels: String,
+    /// The device's memory; 0 when unknown.
+    pub memory_bytes: u64,
     /// Its numerics fingerprint, hex.
     pub fingerprint: String,
     /// The version of its program.
@@ -266,8 +270,30 @@ pub(super) fn checkpoint(checkpoint: proto::Checkpoint) -> CheckpointView {
 }
 
 pub(super) fn worker(worker: proto::Worker) -> WorkerView {
-    let proto::Worker { id, connected, device, fingerprint, version, task, threads, tasks_done } = worker;
-    WorkerView { id, connected, device, fingerprint, version, task, threads, tasks_done }
+    let proto::Worker {
+        id,
+        connected,
+        device,
+        kernels,
+        memory_bytes,
+        fingerprint,
+        version,
+        task,
+        threads,
+        tasks_done,
+    } = worker;
+    WorkerView {
+        id,
+        connected,
+        device,
+        kernels,
+        memory_bytes,
+        fingerprint,
+        version,
+        task,
+        threads,
+        tasks_done,
+    }
 }
 
 pub(super) fn log_line(line: proto::LogsResponse) -> LogLine {

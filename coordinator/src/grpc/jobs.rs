@@ -1,6 +1,6 @@
 //! What clients ask.
 
-use super::{CallError, checkpoints, status};
+use super::{CallError, checkpoints, metrics, status};
 use crate::driver::{self, Handle};
 use crate::logs::{LogFilter, LogLine};
 use crate::scheduler::view::{self, JobView, StageView, Standing, WorkerView};
@@ -57,6 +57,7 @@ impl JobsService {
 impl Jobs for JobsService {
     type WatchStream = ReceiverStream<Result<proto::WatchResponse, Status>>;
     type LogsStream = ReceiverStream<Result<proto::LogsResponse, Status>>;
+    type MetricsStream = ReceiverStream<Result<proto::MetricsResponse, Status>>;
 
     async fn submit(
         &self,
@@ -106,6 +107,17 @@ impl Jobs for JobsService {
         let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
         let filter = LogFilter { after: 0, tail: tail as usize, worker, stage };
         tokio::spawn(logs(self.handle.clone(), job, filter, follow, sender));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn metrics(
+        &self,
+        request: Request<proto::MetricsRequest>,
+    ) -> Result<Response<Self::MetricsStream>, Status> {
+        let proto::MetricsRequest { job_id, follow } = request.into_inner();
+        let job = self.resolve(job_id).await?;
+        let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
+        tokio::spawn(metrics::send(self.handle.clone(), self.store.clone(), job, follow, sender));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -330,6 +342,29 @@ fn encode_stage(stage: &StageView) -> proto::StageStatus {
 }
 
 fn encode_worker(worker: WorkerView) -> proto::Worker {
-    let WorkerView { id, connected, device, fingerprint, version, task, threads, tasks_done } = worker;
-    proto::Worker { id: id.to_string(), connected, device, fingerprint, version, task, threads, tasks_done }
+    let WorkerView {
+        id,
+        connected,
+        device,
+        kernels,
+        memory_bytes,
+        fingerprint,
+        version,
+        task,
+        threads,
+        tasks_done,
+    } = worker;
+    let id = id.to_string();
+    proto::Worker {
+        id,
+        connected,
+        device,
+        kernels,
+        memory_bytes,
+        fingerprint,
+        version,
+        task,
+        threads,
+        tasks_done,
+    }
 }

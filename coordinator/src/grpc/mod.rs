@@ -1,11 +1,12 @@
 //! gRPC adapters: decode, send an input, encode. Generated types end here.
 //!
 //! - [`jobs`]: what clients ask; [`session`]: workers
-//! - `checkpoints`: what lies in the store beside the artifacts of trainings
+//! - `checkpoints`: what lies in the store beside the artifacts of trainings; `metrics`: their steps
 //! - [`status`]: refusals as gRPC statuses, in one place
 
 mod checkpoints;
 pub mod jobs;
+mod metrics;
 pub mod session;
 
 use crate::driver::Stopped;

@@ -5,6 +5,7 @@ use crate::driver::Handle;
 use crate::scheduler::{Command, HelloInfo, Input};
 use retort_common::cohort::Member;
 use retort_common::ids::{AttemptNumber, TaskId, WorkerId};
+use retort_common::metrics::StepReport;
 use retort_common::net::SESSION_PROTOCOL;
 use retort_common::proto;
 use retort_common::proto::session_request::Message as FromWorker;
@@ -19,6 +20,10 @@ use tonic::{Request, Response, Status, Streaming};
 const MAX_IN_HAND: usize = 1024;
 /// Peers that a member of a cohort may complain of.
 const MAX_PEERS: usize = 1024;
+/// Steps that a worker may speak of in one message.
+const MAX_STEPS: usize = 1000;
+/// Longest name of a training's history.
+const MAX_LINEAGE_BYTES: usize = 256;
 /// Largest meta of an artifact, as JSON.
 const MAX_META_BYTES: usize = 64 << 10;
 /// Longest message for people; the rest is cut off.
@@ -140,6 +145,8 @@ fn decode_hello(hello: proto::Hello) -> Result<(WorkerId, HelloInfo), CallError>
         threads,
         in_hand,
         exchange_address,
+        kernels,
+        memory_bytes,
     } = hello;
     if protocol != SESSION_PROTOCOL {
         return Err(CallError::Protocol { theirs: protocol, ours: SESSION_PROTOCOL });
@@ -151,8 +158,8 @@ fn decode_hello(hello: proto::Hello) -> Result<(WorkerId, HelloInfo), CallError>
     let in_hand =
         in_hand.into_iter().map(|attempt| decode_attempt(Some(attempt))).collect::<Result<_, _>>()?;
     let (version, device, fingerprint) = (cut(version), cut(device), cut(fingerprint));
-    let address = cut(exchange_address);
-    Ok((worker, HelloInfo { device, fingerprint, version, threads, address, in_hand }))
+    let (address, kernels) = (cut(exchange_address), cut(kernels));
+    Ok((worker, HelloInfo { device, kernels, memory_bytes, fingerprint, version, threads, address, in_hand }))
 }
 
 fn decode_attempt(attempt: Option<proto::Attempt>) -> Result<(TaskId, AttemptNumber), CallError> {
@@ -196,6 +203,18 @@ fn decode(worker: &WorkerId, session: u64, message: FromWorker) -> Result<Input,
         FromWorker::Failed(proto::Failed { attempt, message, retryable, elapsed_ms: _ }) => {
             let (task, attempt) = decode_attempt(attempt)?;
             Input::Failed { worker, session, task, attempt, message: cut(message), retryable }
+        }
+        FromWorker::Metrics(proto::Metrics { attempt, lineage, steps }) => {
+            let (task, _) = decode_attempt(attempt)?;
+            if lineage.len() > MAX_LINEAGE_BYTES || steps.len() > MAX_STEPS {
+                let text = format!(
+                    "a lineage of more than {MAX_LINEAGE_BYTES} bytes, or more than {MAX_STEPS} steps"
+                );
+                return Err(CallError::invalid("metrics", text));
+            }
+            let steps = steps.into_iter().map(StepReport::try_from).collect::<Result<_, _>>();
+            let steps = steps.map_err(|error| CallError::invalid("metrics.steps", error))?;
+            Input::Metrics { worker, session, task, lineage, steps }
         }
         FromWorker::Log(proto::Log { attempt, level, message }) => {
             let (task, _) = decode_attempt(attempt)?;

@@ -2,6 +2,7 @@
 
 use super::cohort::count_bad_pair;
 use super::fact::{Fact, Outcome};
+use super::metrics;
 use super::state::{JobEnd, JobRecord, Live, State, TaskRecord, TaskStatus, WorkerRecord};
 use retort_common::ids::{AttemptNumber, JobId, TaskId, WorkerId};
 use retort_common::task::{Stage, Task};
@@ -63,6 +64,9 @@ pub fn apply(state: &mut State, fact: &Fact) {
             apply_to_standby(state, fact)
         }
         Fact::Measured { .. } | Fact::Cut { .. } | Fact::Suspected { .. } => apply_to_cohort(state, fact),
+        Fact::Stepped { task, lineage, worker, steps, at_ms } => {
+            metrics::keep(state, *task, lineage, worker, steps, *at_ms);
+        }
         Fact::Progressed { task, done, total, detail } => with_live(state, *task, |live| {
             live.progress = (*done, *total);
             live.detail.clone_from(detail);
@@ -127,6 +131,7 @@ fn add_tasks(state: &mut State, job: &JobId, tasks: &[Task], complete: bool) {
             known.status = TaskStatus::Unprobed;
             known.failures.clear();
             (known.losses, known.not_before_ms, known.live) = (0, 0, Live::default());
+            state.metrics.remove(id);
         }
         if !matches!(known.status, TaskStatus::Running { .. }) {
             known.task = task.clone();
@@ -424,7 +429,18 @@ fn with_live(state: &mut State, id: TaskId, change: impl FnOnce(&mut Live)) {
 
 fn apply_to_worker(state: &mut State, fact: &Fact) {
     match fact {
-        Fact::WorkerUp { worker, session, device, fingerprint, version, threads, address, at_ms } => {
+        Fact::WorkerUp {
+            worker,
+            session,
+            device,
+            kernels,
+            memory_bytes,
+            fingerprint,
+            version,
+            threads,
+            address,
+            at_ms,
+        } => {
             let known = state.workers.get(worker);
             let tasks_done = known.map_or(0, |known| known.tasks_done);
             let quarantined = known.and_then(|known| known.quarantined.clone());
@@ -432,6 +448,8 @@ fn apply_to_worker(state: &mut State, fact: &Fact) {
                 connected: true,
                 session: *session,
                 device: device.clone(),
+                kernels: kernels.clone(),
+                memory_bytes: *memory_bytes,
                 fingerprint: fingerprint.clone(),
                 version: version.clone(),
                 threads: *threads,
@@ -443,10 +461,14 @@ fn apply_to_worker(state: &mut State, fact: &Fact) {
             };
             state.workers.insert(worker.clone(), record);
         }
-        Fact::WorkerDown { worker, .. } => with_worker(state, worker, |record| {
-            record.connected = false;
-            record.stale.clear();
-        }),
+        Fact::WorkerDown { worker, .. } => {
+            with_worker(state, worker, |record| {
+                record.connected = false;
+                record.stale.clear();
+            });
+            // That its peers could not reach it either says nothing of the ways between them.
+            state.bad_pairs.retain(|(a, b), _| a != worker && b != worker);
+        }
         Fact::WorkerForgotten { worker } => {
             state.workers.remove(worker);
         }
@@ -454,9 +476,10 @@ fn apply_to_worker(state: &mut State, fact: &Fact) {
         Fact::Stale { worker, task, attempt } => with_worker(state, worker, |record| {
             record.stale.insert((*task, *attempt));
         }),
-        Fact::Quarantined { worker, message } => with_worker(state, worker, |record| {
-            record.quarantined = Some(message.clone());
-        }),
+        Fact::Quarantined { worker, message } => {
+            with_worker(state, worker, |record| record.quarantined = Some(message.clone()));
+            metrics::forget_worker(state, worker);
+        }
         Fact::StaleEnded { worker, task, attempt } => with_worker(state, worker, |record| {
             record.stale.remove(&(*task, *attempt));
         }),

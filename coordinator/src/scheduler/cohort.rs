@@ -299,9 +299,10 @@ fn settle_suspicion(
     let Some((_, accuser)) = suspects.first() else { return };
     let members = workers_of(record);
     for accused in &members {
-        let accusers = suspects.iter().filter(|(who, by)| who == accused && by != accused).count();
+        let accusers = suspects.iter().filter(|(who, _)| who == accused).count();
         if 2 * accusers > members.len() {
-            let message = format!("computes other bits than {accusers} of {} peers", members.len() - 1);
+            let message =
+                format!("computes other bits than others do, say {accusers} of {} members", members.len());
             log(
                 decision,
                 record,
@@ -342,7 +343,8 @@ fn settle_cuts(state: &State, now_ms: u64, id: TaskId, record: &TaskRecord, deci
     let Some(since_ms) = record.live.cut_ms else { return };
     let members = workers_of(record);
     if !edges.iter().any(|(a, b)| is_bad_pair(state, now_ms, a, b)) {
-        let why = edges.first().map(|(a, b)| format!("{a} could not reach {b}")).unwrap_or_default();
+        let why = edges.first().map(|(a, b)| format!("{a} could not reach {b}"));
+        let why = why.unwrap_or_else(|| "its members could not go on together".to_owned());
         return regroup(state, now_ms, id, &members, &why, decision);
     }
     // Both ends of an edge get the time to say so.

@@ -4,9 +4,11 @@ use super::advance;
 use super::cohort;
 use super::fact::{Fact, Outcome};
 use super::input::{Command, Decision, HelloInfo, Input, Refusal, Reply};
+use super::metrics;
 use super::place;
 use super::state::{State, TaskRecord, TaskStatus};
 use retort_common::ids::{AttemptNumber, Digest, JobId, RequestId, TaskId, WorkerId};
+use retort_common::metrics::StepReport;
 use retort_common::spec::JobSpec;
 use retort_common::spec::inputs::JobInputs;
 use serde_json::Value;
@@ -69,6 +71,9 @@ pub fn decide(state: &State, now_ms: u64, input: Input) -> Decision {
         }
         Input::Failed { worker, session, task, attempt, message, retryable } => {
             failed(state, now_ms, worker, session, (task, attempt), message, retryable)
+        }
+        Input::Metrics { worker, session, task, lineage, steps } => {
+            stepped(state, now_ms, worker, session, task, lineage, steps)
         }
         Input::Log { worker, session, task, level, message } => {
             let mut decision = heard(state, now_ms, &worker, session);
@@ -259,12 +264,14 @@ fn hello(state: &State, now_ms: u64, worker: WorkerId, session: u64, info: Hello
         decision.reason = format!("worker {worker} has a newer session");
         return decision;
     }
-    let HelloInfo { device, fingerprint, version, threads, address, in_hand } = info;
+    let HelloInfo { device, kernels, memory_bytes, fingerprint, version, threads, address, in_hand } = info;
     let at_ms = now_ms;
     decision.facts.push(Fact::WorkerUp {
         worker: worker.clone(),
         session,
         device,
+        kernels,
+        memory_bytes,
         fingerprint,
         version,
         threads,
@@ -480,12 +487,41 @@ fn trouble(
     let current = state.tasks.get(&task).filter(|record| record.is_current(&worker, attempt));
     let (false, Some(record)) = (decision.facts.is_empty(), current) else { return decision };
     log(&mut decision, record, Some(&worker), "WARN", message);
-    let peers: Vec<_> = peers.into_iter().filter(|peer| record.has_member(peer) && *peer != worker).collect();
+    // A worker whose value was computed anew elsewhere may find itself to be wrong.
+    let peers = peers.into_iter().filter(|peer| record.has_member(peer) && (suspect || *peer != worker));
+    let peers: Vec<_> = peers.collect();
     decision.facts.push(if suspect {
         Fact::Suspected { task, worker, peers }
     } else {
         Fact::Cut { task, worker, peers, at_ms: now_ms }
     });
+    decision
+}
+
+/// Keeps what a training says of its steps. A step that was told before with other figures fails the job: nobody knows
+/// which of them is right, and nothing is averaged.
+fn stepped(
+    state: &State,
+    now_ms: u64,
+    worker: WorkerId,
+    session: u64,
+    task: TaskId,
+    lineage: String,
+    steps: Vec<StepReport>,
+) -> Decision {
+    let mut decision = heard(state, now_ms, &worker, session);
+    let of = |record: &&TaskRecord| record.has_member(&worker) || record.is_done();
+    let record = state.tasks.get(&task).filter(of);
+    let (false, Some(record)) = (decision.facts.is_empty(), record) else { return decision };
+    if let (Some(message), TaskStatus::Running { attempt, .. }) =
+        (metrics::divergence(state, task, &lineage, &worker, &steps), &record.status)
+    {
+        let message = format!("{} task {task:?}: {message}", record.stage);
+        cohort::stop_others(state, task, None, true, &mut decision);
+        fail_task(state, now_ms, (task, *attempt), worker, message, &mut decision);
+        return decision;
+    }
+    decision.facts.push(Fact::Stepped { task, lineage, worker, steps, at_ms: now_ms });
     decision
 }
 

@@ -2,6 +2,7 @@
 
 use retort_common::cohort::Member;
 use retort_common::ids::{AttemptNumber, Digest, JobId, RequestId, TaskId, WorkerId};
+use retort_common::metrics::StepReport;
 use retort_common::spec::JobSpec;
 use retort_common::spec::inputs::JobInputs;
 use retort_common::task::Task;
@@ -187,6 +188,12 @@ pub enum Fact {
         session: u64,
         /// Its device.
         device: String,
+        /// What the device computes with.
+        #[serde(default)]
+        kernels: String,
+        /// The device's memory; 0 when unknown.
+        #[serde(default)]
+        memory_bytes: u64,
         /// Its kernels' fingerprint.
         fingerprint: String,
         /// Its program's version.
@@ -334,6 +341,19 @@ pub enum Fact {
         /// For people.
         detail: String,
     },
+    /// A training said something of its steps.
+    Stepped {
+        /// The task.
+        task: TaskId,
+        /// The history that the steps belong to.
+        lineage: String,
+        /// Who.
+        worker: WorkerId,
+        /// The steps.
+        steps: Vec<StepReport>,
+        /// Uptime.
+        at_ms: u64,
+    },
     /// A worker was told to stop an attempt that counts no more; it gets no work until it has.
     Stale {
         /// Who.
@@ -391,6 +411,7 @@ impl Fact {
             | Fact::Suspected { .. }
             | Fact::Quarantined { .. }
             | Fact::Progressed { .. }
+            | Fact::Stepped { .. }
             | Fact::Stale { .. }
             | Fact::StaleEnded { .. } => false,
         }

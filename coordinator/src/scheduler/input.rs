@@ -3,6 +3,7 @@
 use super::fact::Fact;
 use retort_common::cohort::Member;
 use retort_common::ids::{AttemptNumber, Digest, JobId, RequestId, TaskId, WorkerId};
+use retort_common::metrics::StepReport;
 use retort_common::spec::JobSpec;
 use retort_common::spec::inputs::JobInputs;
 use retort_common::task::{ArtifactId, Stage, Task};
@@ -13,6 +14,10 @@ use serde_json::Value;
 pub struct HelloInfo {
     /// Its device.
     pub device: String,
+    /// What the device computes with.
+    pub kernels: String,
+    /// The device's memory; 0 when unknown.
+    pub memory_bytes: u64,
     /// Its kernels' fingerprint; empty when it can run no float task.
     pub fingerprint: String,
     /// Its program's version.
@@ -156,6 +161,19 @@ pub enum Input {
         message: String,
         /// Whether another try can help.
         retryable: bool,
+    },
+    /// What a training says of its steps.
+    Metrics {
+        /// Who.
+        worker: WorkerId,
+        /// Which session.
+        session: u64,
+        /// The task.
+        task: TaskId,
+        /// The history that the steps belong to.
+        lineage: String,
+        /// The steps.
+        steps: Vec<StepReport>,
     },
     /// A line for the log.
     Log {

@@ -5,6 +5,7 @@
 //! - [`step`]: an input and everything that follows from it
 //! - [`state`]: jobs, tasks and workers; [`fact`], [`input`]: the vocabulary
 //! - [`place`]: which ready task goes to which idle worker
+//! - [`metrics`]: what trainings say of their steps
 //! - `cohort`: who trains together, and `deal`: who computes how much
 //! - [`plan`]: a job's tasks, as far as they can be known
 //! - [`view`]: jobs and workers as people see them
@@ -18,6 +19,7 @@ mod deal;
 pub mod decide;
 pub mod fact;
 pub mod input;
+pub mod metrics;
 pub mod place;
 pub mod plan;
 pub mod state;
@@ -37,7 +39,10 @@ const MAX_ROUNDS: usize = 64;
 /// Decides on `input` and on everything that follows from it, and applies the facts. Nothing of the decisions
 /// may leave the process before their durable facts are in the journal.
 pub fn step(state: &mut State, now_ms: u64, input: Input) -> Vec<Decision> {
-    let quiet = matches!(input, Input::Beat { .. } | Input::Progress { .. } | Input::Log { .. });
+    let quiet = matches!(
+        input,
+        Input::Beat { .. } | Input::Progress { .. } | Input::Metrics { .. } | Input::Log { .. }
+    );
     let first = decide(state, now_ms, input);
     first.facts.iter().for_each(|fact| apply(state, fact));
     let mut decisions = vec![first];

@@ -448,7 +448,7 @@ fn pca_dims(spec: &JobSpec, teacher: u32, passages: u64) -> Result<BTreeSet<u32>
 }
 
 /// A seed for one purpose. 53 bits, so that every JSON reader keeps it.
-fn derived_seed(seed: u64, purpose: &str, index: usize) -> u64 {
+pub(super) fn derived_seed(seed: u64, purpose: &str, index: usize) -> u64 {
     let digest = Digest::of_json(&serde_json::json!([seed, purpose, index])).to_string();
     u64::from_str_radix(&digest[..13], 16).unwrap_or(seed) & ((1 << 53) - 1)
 }

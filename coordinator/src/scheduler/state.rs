@@ -2,6 +2,7 @@
 
 use super::fact::Outcome;
 use super::input::Refusal;
+use super::metrics::Lineages;
 use retort_common::cohort::{self, Member};
 use retort_common::ids::{AttemptNumber, Digest, JobId, RequestId, TaskId, WorkerId};
 use retort_common::spec::JobSpec;
@@ -38,6 +39,8 @@ pub struct State {
     pub unprobed: BTreeSet<TaskId>,
     /// Wanted tasks that could run now; derived from the tasks.
     pub ready: BTreeSet<TaskId>,
+    /// What trainings said of their steps, by task. Volatile: workers say it again.
+    pub metrics: BTreeMap<TaskId, Lineages>,
     /// Pairs of workers, the lesser first, that could not reach each other: how often, and when last. Volatile.
     pub bad_pairs: BTreeMap<(WorkerId, WorkerId), (u32, u64)>,
 }
@@ -195,6 +198,10 @@ pub struct WorkerRecord {
     pub session: u64,
     /// Its device.
     pub device: String,
+    /// What the device computes with.
+    pub kernels: String,
+    /// The device's memory; 0 when unknown.
+    pub memory_bytes: u64,
     /// Its kernels' fingerprint.
     pub fingerprint: String,
     /// Its program's version.
@@ -283,6 +290,7 @@ impl State {
             running: BTreeMap::new(),
             unprobed: BTreeSet::new(),
             ready: BTreeSet::new(),
+            metrics: BTreeMap::new(),
             bad_pairs: BTreeMap::new(),
         }
     }
@@ -317,6 +325,7 @@ impl State {
         let mut state = self.clone();
         state.workers.clear();
         state.bad_pairs.clear();
+        state.metrics.clear();
         for job in state.jobs.values_mut() {
             (job.replan, job.wants_fingerprint) = (job.end.is_none() && !job.complete_plan, false);
         }

@@ -79,6 +79,10 @@ pub struct WorkerView {
     pub connected: bool,
     /// Its device.
     pub device: String,
+    /// What the device computes with.
+    pub kernels: String,
+    /// The device's memory; 0 when unknown.
+    pub memory_bytes: u64,
     /// Its kernels' fingerprint.
     pub fingerprint: String,
     /// Its program's version.
@@ -148,6 +152,8 @@ pub fn workers(state: &State) -> Vec<WorkerView> {
         id: id.clone(),
         connected: worker.connected,
         device: worker.device.clone(),
+        kernels: worker.kernels.clone(),
+        memory_bytes: worker.memory_bytes,
         fingerprint: worker.fingerprint.clone(),
         version: worker.version.clone(),
         task: in_work(state, id),
@@ -237,7 +243,7 @@ fn reason(state: &State, id: &JobId, record: &JobRecord) -> String {
         } else {
             String::new()
         };
-        return format!("{running} tasks in work{lost}");
+        return format!("{running} tasks in work{lost}{}", left_out(state, record));
     }
     if connected == 0 {
         return "waits for a worker: none is connected".to_owned();
@@ -251,8 +257,13 @@ fn reason(state: &State, id: &JobId, record: &JobRecord) -> String {
             && !state.workers.values().any(|worker| place::is_eligible(worker, task))
     });
     if let Some(fingerprint) = stuck.and_then(|task| task.task.fingerprint()) {
+        let have: std::collections::BTreeSet<_> = (state.workers.values())
+            .filter(|worker| worker.connected)
+            .map(|worker| format!("{} has {}", worker.device, worker.fingerprint))
+            .collect();
+        let have = have.into_iter().collect::<Vec<_>>().join(", ");
         return format!(
-            "waits for a worker with numerics fingerprint {fingerprint}: none of the {connected} connected has it"
+            "waits for a worker with numerics fingerprint {fingerprint}: none of the {connected} connected has it ({have})"
         );
     }
     if let Some((worker, message)) = open.iter().find_map(|task| task.failures.last()) {
@@ -265,4 +276,19 @@ fn reason(state: &State, id: &JobId, record: &JobRecord) -> String {
         return format!("waits for one of {connected} workers to be free");
     }
     "is being planned".to_owned()
+}
+
+/// Why connected workers take no part in a job that has work for others: all of its tasks, and so the members of a
+/// training, have one backend with the same kernels.
+fn left_out(state: &State, record: &JobRecord) -> String {
+    let Some(fingerprint) = &record.fingerprint else { return String::new() };
+    let others: std::collections::BTreeSet<_> = (state.workers.values())
+        .filter(|worker| worker.connected && worker.fingerprint != *fingerprint)
+        .map(|worker| worker.device.as_str())
+        .collect();
+    if others.is_empty() {
+        return String::new();
+    }
+    let others = others.into_iter().collect::<Vec<_>>().join(", ");
+    format!("; workers on {others} take no part in what is computed, whose kernels are {fingerprint}")
 }

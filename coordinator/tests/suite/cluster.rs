@@ -3,6 +3,7 @@
 use crate::sample;
 use retort_common::cohort;
 use retort_common::ids::{AttemptNumber, JobId, TaskId, WorkerId};
+use retort_common::metrics::StepReport;
 use retort_common::spec::JobSpec;
 use retort_common::task::Task;
 use retort_coordinator::scheduler::state::{State, TaskStatus};
@@ -281,6 +282,13 @@ impl Cluster {
             microbatch_us,
             waiting,
         });
+    }
+
+    /// A member of a cohort speaks of its steps.
+    pub fn tell(&mut self, name: &str, (task, _): Attempt, lineage: &str, steps: Vec<StepReport>) {
+        let (worker, lineage) = (worker(name), lineage.to_owned());
+        let session = self.sessions[&worker];
+        self.feed(Input::Metrics { worker, session, task, lineage, steps });
     }
 
     /// A member of a cohort complains of peers.

@@ -3,7 +3,8 @@
 use crate::cluster::{Attempt, Cluster, DETECTION_MS, worker};
 use crate::sample;
 use retort_common::ids::JobId;
-use retort_coordinator::scheduler::{Fact, Input, Outcome, Refusal, view};
+use retort_common::metrics::{StepPoint, StepReport, StepTiming};
+use retort_coordinator::scheduler::{Fact, Input, Outcome, Refusal, metrics, view};
 
 /// A job whose first training, of four microbatches, is at work on these workers.
 fn training(names: &[&str]) -> (Cluster, JobId) {
@@ -165,6 +166,26 @@ fn broken_edges_are_tried_again_once_and_then_cost_the_worse_end_its_place() {
     cluster.hello("w4", "f1");
     cluster.get_ready();
     assert_eq!(cluster.cohort().unwrap().1.len(), 4);
+    check_end(cluster, &job);
+}
+
+#[test]
+fn a_worker_that_dies_again_and_again_may_come_back_each_time() {
+    let (mut cluster, job) = training(&["w1", "w2"]);
+    for _ in 0..4 {
+        let (attempt, members) = cluster.cohort().unwrap();
+        assert_eq!(members.len(), 2, "it is a member again");
+        // Its peer notices first, and complains in each generation.
+        let (survivor, victim) = (members[0].0.clone(), members[1].0.clone());
+        cluster.trouble(&survivor, attempt, &[&victim], false);
+        cluster.pass(DETECTION_MS / 5, &[]);
+        let (attempt, _) = cluster.cohort().unwrap();
+        cluster.trouble(&survivor, attempt, &[&victim], false);
+        cluster.kill(&victim);
+        assert_eq!(cluster.cohort().unwrap().1.len(), 1);
+        cluster.hello(&victim, "f1");
+        cluster.get_ready();
+    }
     check_end(cluster, &job);
 }
 
@@ -344,4 +365,55 @@ fn a_paused_job_gets_no_work_until_it_is_resumed() {
     cluster.work();
     assert!(matches!(pause(&mut cluster, false), Err(Refusal::Ended { .. })));
     check_end(cluster, &job);
+}
+
+fn told(step: u64, loss: f64) -> StepReport {
+    let terms = vec![("kl".to_owned(), loss)];
+    let point = StepPoint { step, loss, terms, learning_rate: 0.1, gradient_norm: 1.0 };
+    let timing = StepTiming { microbatches: 2, step_us: 1000, waiting_us: 100, exchange_us: 50 };
+    StepReport { step, point: Some(point), timing: Some(timing) }
+}
+
+/// The steps that clients see, with their losses and who has told how long it took.
+fn shown(cluster: &Cluster, job: &JobId) -> Vec<(u64, f64, usize)> {
+    let trainings = metrics::trainings(&cluster.state, job);
+    let training =
+        trainings.iter().find(|one| cluster.state.metrics.contains_key(&one.artifact.task)).unwrap();
+    let steps = metrics::steps(&cluster.state, u64::MAX, training, "l", training.first, 100);
+    let of = |(step, record): (u64, metrics::StepRecord)| {
+        (step, record.point.unwrap().0.loss, record.timings.len())
+    };
+    steps.into_iter().map(of).collect()
+}
+
+#[test]
+fn steps_are_kept_once_whoever_tells_them() {
+    let (mut cluster, job) = training(&["w1", "w2"]);
+    cluster.get_ready();
+    let (attempt, _) = cluster.cohort().unwrap();
+    cluster.tell("w1", attempt, "l", vec![told(1, 0.5), told(2, 0.25)]);
+    cluster.tell("w2", attempt, "l", vec![StepReport { point: None, ..told(1, 0.0) }]);
+    // Again, as after a new session; and a step too far, which has to wait for the one before it.
+    cluster.tell("w1", attempt, "l", vec![told(1, 0.5), told(4, 0.1)]);
+    assert_eq!(shown(&cluster, &job), [(1, 0.5, 2), (2, 0.25, 1)]);
+    cluster.tell("w1", attempt, "l", vec![told(3, 0.125)]);
+    assert_eq!(shown(&cluster, &job).len(), 4);
+    assert_eq!(cluster.outcome(&job), None);
+}
+
+#[test]
+fn a_step_that_comes_again_with_other_figures_fails_the_job_as_diverged() {
+    let (mut cluster, job) = training(&["w1", "w2"]);
+    cluster.get_ready();
+    let (attempt, _) = cluster.cohort().unwrap();
+    cluster.tell("w1", attempt, "l", vec![told(1, 0.5)]);
+    // Another history of the training is another matter.
+    cluster.tell("w2", attempt, "m", vec![told(1, 0.75)]);
+    assert_eq!(cluster.outcome(&job), None);
+    cluster.tell("w2", attempt, "l", vec![told(1, 0.75)]);
+    assert_eq!(cluster.outcome(&job), Some(Outcome::Failed));
+    let reason = cluster.reason(&job);
+    for word in ["DIVERGED", "step 1 ", "loss 0.75 for 0.5", "worker w2", "worker w1"] {
+        assert!(reason.contains(word), "no {word:?} in {reason}");
+    }
 }

@@ -105,6 +105,8 @@ fn worker(name: &str, address: &str, executor: Pretend) -> tokio::task::JoinHand
         coordinators: vec![address.to_owned()],
         worker: name.parse().unwrap(),
         device: "pretended".into(),
+        kernels: "none".into(),
+        memory_bytes: 0,
         fingerprint: "f1".into(),
         threads: 1,
         version: "0".into(),

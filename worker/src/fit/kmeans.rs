@@ -4,9 +4,11 @@
 //! largest. A point goes to the centroid c with the largest x·c − ½‖c‖², the first of several; the sums of a
 //! cluster run over its rows in order. So the result is a function of rows and seed.
 
-use crate::matmul::kernel::{REGISTERS, ROWS, Strided, Tile, multiply, pack_columns, pack_rows, width};
 use crate::mining::counter;
 use pulp::{Arch, Simd, WithSimd};
+use retort_kernels::matmul::kernel::{
+    REGISTERS, ROWS, Strided, Tile, multiply, pack_columns, pack_rows, width,
+};
 
 /// Centroids of one codebook: a code is one byte.
 pub const CENTROIDS: usize = 256;

@@ -9,10 +9,10 @@
 use super::kmeans;
 use super::pq::{ProductQuantizer, check_training};
 use super::quantizer::{AffineMap, Codes, QuantizerError};
-use crate::matmul::{self, Sizes, Write};
 use crate::matrix::Matrix;
 use crate::mining::counter;
 use crate::parallel;
+use retort_kernels::matmul::{self, Sizes, Write};
 
 /// Rounds of rotation and k-means; faiss's. After 30 of them the recall of 8-byte codes of sentence vectors stays half a
 /// point lower.

@@ -4,8 +4,8 @@
 use nalgebra::{DMatrix, SymmetricEigen};
 
 use super::quantizer::AffineMap;
-use crate::matmul::{self, Sizes, Write};
 use crate::matrix::Matrix;
+use retort_kernels::matmul::{self, Sizes, Write};
 
 /// Rows that are widened to f64 at a time.
 const BLOCK_ROWS: usize = 512;

@@ -3,10 +3,10 @@
 use super::pq::ProductQuantizer;
 use super::residual::ResidualQuantizer;
 use super::scalar::{BinaryQuantizer, Int8Quantizer, encode_rows};
-use crate::matmul::{self, Sizes, Write};
 use crate::matrix::Matrix;
 use crate::parallel;
 use crate::vectors::{Tensors, Values, VectorError, write_tensors};
+use retort_kernels::matmul::{self, Sizes, Write};
 use std::path::Path;
 
 /// Vectors or sizes that a quantiser cannot work with.

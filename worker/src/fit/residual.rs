@@ -9,9 +9,9 @@
 use super::kmeans::{self, CENTROIDS, Columns};
 use super::pq::check_training;
 use super::quantizer::{Codes, QuantizerError};
-use crate::matmul::{self, Sizes, Write};
 use crate::matrix::Matrix;
 use crate::parallel;
+use retort_kernels::matmul::{self, Sizes, Write};
 
 /// Rounds of k-means of one codebook.
 const KMEANS: usize = 12;

@@ -2,7 +2,7 @@
 
 use super::Scalar;
 use super::scalar::dot;
-use crate::matmul::{self, Sizes, Write};
+use retort_kernels::matmul::{self, Sizes, Write};
 
 /// How a student's vector is held against the teacher's.
 #[derive(Clone, Copy, PartialEq)]

@@ -1,7 +1,7 @@
 //! The two number types losses are computed in: f32 in training, f64 when gradients are checked.
 
 /// f32 or f64. Reductions over a row are always made in f64, whichever this is.
-pub trait Scalar: nalgebra::RealField + crate::matmul::Element {
+pub trait Scalar: nalgebra::RealField + retort_kernels::matmul::Element {
     /// The nearest value to `x`.
     fn of(x: f64) -> Self;
     /// The value in f64, exactly.

@@ -6,7 +6,7 @@ use super::rows::{self, Divergence, Row, Value};
 use super::scalar::{Scalar, add_scaled, dot};
 use super::spec::{Guide, Loss, Objective, Scope};
 use super::unit::{Compared, add_leading, leading};
-use crate::matmul::{self, Sizes, Write};
+use retort_kernels::matmul::{self, Sizes, Write};
 
 /// What the terms on scores come to.
 #[derive(Clone, Debug)]

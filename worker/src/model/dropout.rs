@@ -5,6 +5,7 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 
+use super::fused::Texts;
 use crate::mining::counter;
 
 /// Hashes are cut into this many numbers.
@@ -54,18 +55,20 @@ impl Dropout {
     }
 }
 
-/// Activations [rows, width, channels] with dropout, or as they are.
+/// Token states [rows, channels] with dropout, or as they are.
 pub(super) fn drop_states(
     dropout: Option<&Dropout>,
     path: &str,
-    states: Tensor<3>,
+    states: Tensor<2>,
+    texts: &Texts,
     device: &Device,
-) -> Tensor<3> {
+) -> Tensor<2> {
     let Some(dropout) = dropout else { return states };
-    let [rows, width, channels] = states.dims();
-    debug_assert_eq!(rows, dropout.rows.len(), "dropout knows each row of the batch");
-    let factors = TensorData::new(dropout.factors(path, width, channels), [rows, width, channels]);
-    states * Tensor::<3>::from_data(factors, device)
+    let [rows, channels] = states.dims();
+    debug_assert_eq!(texts.count(), dropout.rows.len(), "dropout knows each text of the batch");
+    let width = texts.width.unwrap_or_else(|| texts.lengths.iter().copied().max().unwrap_or(0));
+    let factors = texts.pick(&dropout.factors(path, width, channels), width, channels);
+    states * Tensor::<2>::from_data(TensorData::new(factors, [rows, channels]), device)
 }
 
 /// Activations [rows, channels] with dropout, or as they are.

@@ -1,17 +1,16 @@
 //! The BERT encoder as a function of its parameters.
 //!
-//! One definition serves every pass. Which kernels run is decided by the tensors it is given: plain tensors take the
-//! backend's fused attention and layer norm, tensors with autodiff take the decomposed, differentiable ones.
+//! One definition serves every pass and every backend. Token states are [rows, hidden], one row a token, with or without rows
+//! for padding as [`Texts`] says.
 
 use std::collections::BTreeMap;
 
-use burn::tensor::module::{attention, embedding, layer_norm, linear};
-use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, Int, Tensor, TensorData, activation};
+use burn::tensor::{Int, Tensor, TensorData};
 
 use super::config::EncoderConfig;
 use super::dropout::{Dropout, drop_states};
-use super::flat::{ParamKind, ParamSpec};
+use super::flat::{ParamKind, ParamLayout, ParamSpec};
+use super::fused::{Texts, fused_attention, fused_gelu, fused_linear, fused_norm};
 use crate::text::TokenBatch;
 
 /// A parameter on a device.
@@ -44,14 +43,15 @@ impl Parameters {
     }
 
     /// A linear layer with weight and bias under `prefix`.
-    pub fn linear<const D: usize>(&self, prefix: &str, input: Tensor<D>) -> Tensor<D> {
+    pub fn linear(&self, prefix: &str, input: Tensor<2>) -> Tensor<2> {
         let bias = self.vector(&format!("{prefix}.bias"));
-        linear(input, self.table(&format!("{prefix}.weight")), Some(bias))
+        fused_linear(input, self.table(&format!("{prefix}.weight")), bias)
     }
 
-    fn layer_norm(&self, prefix: &str, input: Tensor<3>, epsilon: f64) -> Tensor<3> {
+    /// The layer norm under `prefix` of a sum of token states.
+    fn norm(&self, prefix: &str, input: Tensor<2>, residual: Tensor<2>, epsilon: f64) -> Tensor<2> {
         let shift = self.vector(&format!("{prefix}.bias"));
-        layer_norm(input, self.vector(&format!("{prefix}.weight")), Some(shift), epsilon)
+        fused_norm(input, residual, self.vector(&format!("{prefix}.weight")), shift, epsilon)
     }
 }
 
@@ -99,102 +99,100 @@ pub(super) fn encoder_specs(config: &EncoderConfig) -> Vec<ParamSpec> {
     specs
 }
 
-/// Token states of shape [rows, width, hidden]. Dropout is applied where BERT has its hidden dropout: to the
-/// embeddings and to what each sub-layer adds; attention weights are left whole.
+/// What the rows of token states are looked up by.
+#[derive(Clone, Debug)]
+pub(super) struct TokenRows {
+    /// Token ids.
+    ids: Vec<u32>,
+    /// Rows of the table of positions.
+    positions: Vec<u32>,
+}
+
+impl TokenRows {
+    pub fn new(config: &EncoderConfig, batch: &TokenBatch, texts: &Texts) -> Self {
+        let first = config.first_position() as u32;
+        let places = first..first + batch.width as u32;
+        let places: Vec<u32> = (0..batch.rows()).flat_map(|_| places.clone()).collect();
+        let ids = texts.pick(&batch.ids, batch.width, 1);
+        Self { ids, positions: texts.pick(&places, batch.width, 1) }
+    }
+
+    /// Adds the gradient of what [`embed_tokens`] looked up, [rows, hidden], to the flat gradient. burn's own gradient of a
+    /// look-up is as large as the whole vocabulary; this touches the rows that a batch names.
+    pub fn add_gradient(&self, d: &[f32], layout: &ParamLayout, flat: &mut [f32]) {
+        let tables = [("word", Some(&self.ids)), ("position", Some(&self.positions)), ("token_type", None)];
+        for (name, rows) in tables {
+            let Some(entry) = layout.get(&format!("embeddings.{name}_embeddings.weight")) else { continue };
+            let width = entry.shape[1];
+            let table = &mut flat[entry.range()];
+            for (at, d) in d.chunks_exact(width).enumerate() {
+                let row = rows.map_or(0, |rows| rows[at] as usize);
+                table[row * width..][..width].iter_mut().zip(d).for_each(|(sum, value)| *sum += value);
+            }
+        }
+    }
+}
+
+/// The embeddings of tokens and of their places, each [rows, hidden]; `params` have no autodiff. Their gradients are equal,
+/// and [`TokenRows::add_gradient`] takes them on.
+pub(super) fn embed_tokens(params: &Parameters, config: &EncoderConfig, rows: &TokenRows) -> [Tensor<2>; 2] {
+    let select = |name: &str, rows: &[u32]| {
+        let rows: Vec<i64> = rows.iter().map(|row| i64::from(*row)).collect();
+        let count = rows.len();
+        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [count]), &params.device);
+        params.table(&format!("embeddings.{name}_embeddings.weight")).select(0, rows)
+    };
+    let mut places = select("position", &rows.positions);
+    if config.token_types > 0 {
+        places = places + select("token_type", &[0]);
+    }
+    [select("word", &rows.ids), places]
+}
+
+/// Token states [rows, hidden] from the embeddings of tokens and places. Dropout is applied where BERT has its hidden
+/// dropout: to the embeddings and to what each sub-layer adds; attention weights are left whole.
 pub(super) fn encode_tokens(
     params: &Parameters,
     config: &EncoderConfig,
-    batch: &TokenBatch,
+    [words, places]: [Tensor<2>; 2],
+    texts: &Texts,
     dropout: Option<&Dropout>,
-) -> Tensor<3> {
-    let (rows, width) = (batch.rows(), batch.width);
-    let device = &params.device;
-    let ids: Vec<i64> = batch.ids.iter().map(|id| i64::from(*id)).collect();
-    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [rows, width]), device);
-    let first = config.first_position() as i64;
-    let positions: Vec<i64> = (first..first + width as i64).collect();
-    let positions = Tensor::<2, Int>::from_data(TensorData::new(positions, [1, width]), device);
-
-    let table = |name: &str| params.table(&format!("embeddings.{name}_embeddings.weight"));
-    let mut places = embedding(table("position"), positions);
-    if config.token_types > 0 {
-        let types = Tensor::<2, Int>::from_data(TensorData::new(vec![0i64], [1, 1]), device);
-        places = places + embedding(table("token_type"), types);
-    }
-    let states = embedding(table("word"), ids) + places;
-    let states = params.layer_norm("embeddings.LayerNorm", states, config.layer_norm_epsilon);
-    let mut states = drop_states(dropout, "embeddings", states, device);
-    let mask = attention_mask(batch, config.heads, device);
+) -> Tensor<2> {
+    let states = params.norm("embeddings.LayerNorm", words, places, config.layer_norm_epsilon);
+    let mut states = drop_states(dropout, "embeddings", states, texts, &params.device);
     for layer in 0..config.layers {
-        states = encode_layer(params, config, layer, states, mask.clone(), dropout);
+        states = encode_layer(params, config, layer, states, texts, dropout);
     }
     states
 }
 
-/// One transformer layer on states of shape [rows, width, hidden].
+/// One transformer layer on states [rows, hidden].
 fn encode_layer(
     params: &Parameters,
     config: &EncoderConfig,
     layer: usize,
-    states: Tensor<3>,
-    mask: Option<Tensor<4, Bool>>,
+    states: Tensor<2>,
+    texts: &Texts,
     dropout: Option<&Dropout>,
-) -> Tensor<3> {
+) -> Tensor<2> {
     let prefix = format!("encoder.layer.{layer}");
     let epsilon = config.layer_norm_epsilon;
-    let [rows, width, hidden] = states.dims();
-    let project = |name: &str| {
-        params
-            .linear(&format!("{prefix}.attention.self.{name}"), states.clone())
-            .reshape([rows, width, config.heads, hidden / config.heads])
-            .swap_dims(1, 2)
-    };
-    let options = AttentionModuleOptions::default();
-    let context = attention(project("query"), project("key"), project("value"), mask, None, options);
-    let context = context.swap_dims(1, 2).reshape([rows, width, hidden]);
-    let drop = |path: &str, states| drop_states(dropout, path, states, &params.device);
+    let inputs = ["query", "key", "value"]
+        .map(|name| params.linear(&format!("{prefix}.attention.self.{name}"), states.clone()));
+    let context = fused_attention(inputs, texts, config.heads);
+    let drop = |path: &str, states| drop_states(dropout, path, states, texts, &params.device);
     let path = format!("{prefix}.attention.output.dense");
-    let attended = drop(&path, params.linear(&path, context)) + states;
-    let attended = params.layer_norm(&format!("{prefix}.attention.output.LayerNorm"), attended, epsilon);
-    let widened = activation::gelu(params.linear(&format!("{prefix}.intermediate.dense"), attended.clone()));
+    let attended = drop(&path, params.linear(&path, context));
+    let attended = params.norm(&format!("{prefix}.attention.output.LayerNorm"), attended, states, epsilon);
+    let widened = fused_gelu(params.linear(&format!("{prefix}.intermediate.dense"), attended.clone()));
     let path = format!("{prefix}.output.dense");
-    let output = drop(&path, params.linear(&path, widened)) + attended;
-    params.layer_norm(&format!("{prefix}.output.LayerNorm"), output, epsilon)
+    let output = drop(&path, params.linear(&path, widened));
+    params.norm(&format!("{prefix}.output.LayerNorm"), output, attended, epsilon)
 }
 
-/// True where a token must not look: [rows, heads, width, width], or nothing when no row is padded.
-fn attention_mask(
-    batch: &TokenBatch,
-    heads: usize,
-    device: &burn::tensor::Device,
-) -> Option<Tensor<4, Bool>> {
-    if !batch.is_padded() {
-        return None;
-    }
-    let (rows, width) = (batch.rows(), batch.width);
-    let mut padding = vec![false; rows * width];
-    for (row, length) in padding.chunks_exact_mut(width).zip(&batch.lengths) {
-        row[*length as usize..].fill(true);
-    }
-    let padding = Tensor::<2, Bool>::from_data(TensorData::new(padding, [rows, width]), device);
-    Some(padding.reshape([rows, 1, 1, width]).expand([rows, heads, width, width]))
-}
-
-/// The mean of the real tokens' states, [rows, hidden].
-///
-/// A product with constant weights (1 / length on tokens, 0 on padding): one pass, and so is its gradient.
-pub(super) fn mean_pool(states: Tensor<3>, batch: &TokenBatch, device: &burn::tensor::Device) -> Tensor<2> {
-    let [rows, width, hidden] = states.dims();
-    let mut weights = vec![0.0f32; rows * width];
-    for (row, length) in weights.chunks_exact_mut(width).zip(&batch.lengths) {
-        row[..*length as usize].fill(1.0 / *length as f32);
-    }
-    let weights = Tensor::<3>::from_data(TensorData::new(weights, [rows, 1, width]), device);
-    weights.matmul(states).reshape([rows, hidden])
-}
-
-/// The state of the first token, [rows, hidden].
-pub(super) fn first_token(states: Tensor<3>) -> Tensor<2> {
-    let [rows, _, hidden] = states.dims();
-    states.narrow(1, 0, 1).reshape([rows, hidden])
+/// The state of each text's first token, [texts, hidden].
+pub(super) fn first_token(states: Tensor<2>, texts: &Texts, device: &burn::tensor::Device) -> Tensor<2> {
+    let starts: Vec<i64> = texts.starts().into_iter().map(|start| start as i64).collect();
+    let count = starts.len();
+    states.select(0, Tensor::<1, Int>::from_data(TensorData::new(starts, [count]), device))
 }

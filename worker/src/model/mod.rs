@@ -1,8 +1,9 @@
 //! Encoders and heads on burn; the only module that names burn.
 //!
 //! - [`tower`]: [`Tower`], what training and embedding use: forward, backward, flat parameters
+//! - [`device`]: [`Device`], what computes; named by `--device`
 //! - [`shape`]: [`TowerConfig`], what a tower is made of
-//! - [`encoder`]: BERT as a function of its parameters
+//! - [`encoder`]: BERT as a function of its parameters; [`fused`]: what it is made of, with kernels for each backend
 //! - [`dropout`]: masks that are a function of where they stand
 //! - [`config`]: the shape of an encoder, from and to `config.json`; `names`: architectures and their tensors' names
 //! - [`flat`]: where each parameter lies in the flat vector
@@ -15,10 +16,12 @@
 
 mod config;
 mod cross;
+mod device;
 mod dropout;
 mod encoder;
 mod flat;
 mod folder;
+mod fused;
 mod init;
 mod names;
 mod pretrained;
@@ -31,6 +34,7 @@ mod weights;
 
 pub use config::{ConfigError, EncoderConfig};
 pub use cross::{CrossEncoder, CrossError};
+pub use device::{Device, DeviceError};
 pub use dropout::Dropout;
 pub use flat::{ParamEntry, ParamLayout};
 pub use folder::encoder_folder;
@@ -41,51 +45,6 @@ pub use shape::{Head, Input, Pooling, TowerConfig, TowerError};
 pub use stack::{Activation, Stack, StackLayer};
 pub use tower::{Batch, Forward, Tower};
 pub use weights::{FileDtype, WeightsError, read_parameters, write_parameters, write_safetensors};
-
-/// A device name that this build does not know.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DeviceError {
-    /// A LibTorch device.
-    #[error(
-        "device {name:?} needs LibTorch, and this binary was built without the tch feature; use \"flex\""
-    )]
-    WithoutTch {
-        /// What was asked for.
-        name: String,
-    },
-    /// Anything else.
-    #[error("unknown device {name:?}; use \"auto\" or \"flex\"")]
-    Unknown {
-        /// What was asked for.
-        name: String,
-    },
-}
-
-/// Where tensors live and what computes with them. Always passed explicitly: burn's default device depends on what
-/// the binary was built with.
-#[derive(Clone, Debug)]
-pub struct Device(burn::tensor::Device);
-
-impl Device {
-    /// The pure-Rust CPU backend.
-    pub fn flex() -> Self {
-        Self(burn::tensor::Device::flex())
-    }
-
-    /// The device of a name: "flex", or "auto" for the best that is built in.
-    pub fn parse(name: &str) -> Result<Self, DeviceError> {
-        match name {
-            "auto" | "flex" => Ok(Self::flex()),
-            "tch" | "tch-cuda" | "cuda" => Err(DeviceError::WithoutTch { name: name.to_owned() }),
-            _ => Err(DeviceError::Unknown { name: name.to_owned() }),
-        }
-    }
-
-    /// The backend's name, part of the numerics fingerprint.
-    pub fn name(&self) -> &'static str {
-        "flex"
-    }
-}
 
 #[cfg(test)]
 mod parity;

@@ -11,10 +11,13 @@ use crate::text::TokenBatch;
 const SHAPES: [(usize, usize, usize, &[usize]); 2] =
     [(384, 12, 1536, &[24, 17, 9]), (60, 3, 100, &[13, 1, 5, 13])];
 
-/// A digest, in hex, of the bits of fixed forward and backward passes on `device`. Kernels are picked from CPU
-/// features and library versions; two workers with the same digest compute the same bits.
+/// The backend's name and a digest, in hex, of its kernels' versions and the bits of fixed forward and backward passes on
+/// `device`. Kernels are picked from CPU features, GPU model and library versions; two workers with the same fingerprint
+/// compute the same bits.
 pub fn probe(device: &Device) -> String {
     let mut digest = Sha256::new();
+    digest.update(device.backend());
+    digest.update(device.kernels());
     let mut feed = |values: &[f32]| values.iter().for_each(|value| digest.update(value.to_le_bytes()));
     for (hidden_size, heads, intermediate_size, lengths) in SHAPES {
         let encoder = EncoderConfig {
@@ -43,5 +46,6 @@ pub fn probe(device: &Device) -> String {
         let gradient: Vec<f32> = (0..rows.len() * 32).map(|i| (i % 7) as f32 - 3.0).collect();
         feed(&forward.backward(&Matrix::new(rows.len(), 32, gradient)));
     }
-    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    let hex: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{}-{hex}", device.backend().replace(':', "-"))
 }

@@ -148,16 +148,14 @@ fn gradients_have_the_same_bits_on_any_number_of_threads() {
 }
 
 #[test]
-fn padding_changes_nothing_but_rounding() {
+fn a_vector_has_the_same_bits_in_any_batch() {
     let tower = token_tower(Pooling::Mean, Head::Linear { dim: 4, bias: true });
     let together = tower.encode(&padded_batch()).unwrap();
     let Batch::Tokens(batch) = padded_batch() else { unreachable!() };
     for (row, length) in batch.lengths.iter().enumerate() {
         let ids = &batch.ids[row * batch.width..row * batch.width + *length as usize];
         let alone = tower.encode(&Batch::Tokens(TokenBatch::new(&[ids], 0))).unwrap();
-        for (a, b) in alone.data().iter().zip(together.row(row)) {
-            assert!((a - b).abs() < 1e-6 * a.abs().max(10.0), "row {row}: {a} and {b}");
-        }
+        assert_eq!(bits(alone.data()), bits(together.row(row)), "row {row}");
     }
 }
 
@@ -218,10 +216,8 @@ fn configs_are_strict() {
 }
 
 #[test]
-fn the_probe_is_stable_and_devices_are_named() {
-    let device = Device::parse("auto").unwrap();
-    assert_eq!(probe(&device), probe(&Device::flex()));
-    assert_eq!(probe(&device).len(), 64);
-    assert!(Device::parse("tch").unwrap_err().to_string().contains("built without the tch feature"));
-    assert!(Device::parse("abacus").is_err());
+fn the_probe_is_stable_and_names_its_backend() {
+    let found = probe(&Device::flex());
+    assert_eq!(found, probe(&Device::parse("flex").unwrap()));
+    assert!(found.starts_with("flex-") && found.len() == 5 + 64, "{found}");
 }

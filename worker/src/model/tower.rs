@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, TensorData, activation};
+use burn::tensor::{Tensor, TensorData};
 
 use super::Device;
 use super::dropout::{Dropout, drop_vectors};
-use super::encoder::{Parameter, Parameters, encode_tokens, first_token, mean_pool};
+use super::encoder::{Parameter, Parameters, TokenRows, embed_tokens, encode_tokens, first_token};
 use super::flat::{ParamEntry, ParamLayout};
+use super::fused::{Texts, fused_gelu, fused_mean, packs};
 use super::shape::{Head, Input, Pooling, TowerConfig, TowerError};
 use crate::matrix::Matrix;
 use crate::text::TokenBatch;
@@ -45,7 +46,7 @@ impl Tower {
     pub fn new(config: TowerConfig, params: &[f32], device: &Device) -> Result<Self, TowerError> {
         config.validate()?;
         let layout = Arc::new(config.layout());
-        let leaves = Parameters { by_path: Default::default(), device: device.0.clone().autodiff() };
+        let leaves = Parameters { by_path: Default::default(), device: device.inner.clone().autodiff() };
         let mut tower = Self { config, layout, leaves };
         tower.set_params(params)?;
         Ok(tower)
@@ -102,7 +103,9 @@ impl Tower {
     /// Output vectors of shape [rows, dim], not normalised, by the fastest kernels: for embedding and evaluation.
     pub fn encode(&self, batch: &Batch) -> Result<Matrix, TowerError> {
         self.check(batch)?;
-        Ok(self.matrix(self.output(&self.without_gradients(false), batch, None)))
+        let params = self.without_gradients(false);
+        let embedded = self.embed(&params, batch).map(|embedded| embedded.tensors);
+        Ok(self.matrix(self.output(&params, batch, embedded, None)))
     }
 
     /// Output vectors with exactly the bits of [`Tower::forward`], keeping no graph.
@@ -118,15 +121,38 @@ impl Tower {
     /// As [`Tower::encode_training`], with dropout. Without it, not a bit differs.
     pub fn encode_dropping(&self, batch: &Batch, dropout: Option<&Dropout>) -> Result<Matrix, TowerError> {
         self.check(batch)?;
-        Ok(self.matrix(self.output(&self.without_gradients(true), batch, dropout).inner()))
+        let embedded = self.embed(&self.without_gradients(false), batch);
+        let embedded = embedded.map(|embedded| embedded.tensors.map(Tensor::autodiff));
+        Ok(self.matrix(self.output(&self.without_gradients(true), batch, embedded, dropout).inner()))
     }
 
     /// As [`Tower::forward`], with dropout. Without it, not a bit differs.
     pub fn forward_dropping(&self, batch: &Batch, dropout: Option<&Dropout>) -> Result<Forward, TowerError> {
         self.check(batch)?;
-        let output = self.output(&self.leaves, batch, dropout);
+        let embedded = self.embed(&self.without_gradients(false), batch).map(|embedded| {
+            let [words, places] = embedded.tensors;
+            // Both have the same gradient.
+            Embedded { tensors: [words.autodiff().require_grad(), places.autodiff()], ..embedded }
+        });
+        let tensors = embedded.as_ref().map(|embedded| embedded.tensors.clone());
+        let output = self.output(&self.leaves, batch, tensors, dropout);
         let vectors = self.matrix(output.clone().inner());
-        Ok(Forward { vectors, output, layout: self.layout.clone(), leaves: self.leaves.clone() })
+        Ok(Forward { vectors, output, layout: self.layout.clone(), leaves: self.leaves.clone(), embedded })
+    }
+
+    /// Whether texts cost as much as the longest of those that they are computed with.
+    pub fn computes_padding(&self) -> bool {
+        !packs(&self.leaves.device)
+    }
+
+    /// What a batch's tokens and their places are looked up as, for a tower that reads tokens.
+    fn embed(&self, params: &Parameters, batch: &Batch) -> Option<Embedded> {
+        let (Input::Tokens { encoder, .. }, Batch::Tokens(tokens)) = (&self.config.input, batch) else {
+            return None;
+        };
+        let texts = Texts::new(tokens, &params.device);
+        let rows = TokenRows::new(encoder, tokens, &texts);
+        Some(Embedded { tensors: embed_tokens(params, encoder, &rows), rows })
     }
 
     /// The parameters as constants. With `autodiff` they still go through burn's autodiff decorator, which picks the
@@ -147,17 +173,25 @@ impl Tower {
         Parameters { by_path, device: if autodiff { device } else { device.inner() } }
     }
 
-    fn output(&self, params: &Parameters, batch: &Batch, dropout: Option<&Dropout>) -> Tensor<2> {
+    fn output(
+        &self,
+        params: &Parameters,
+        batch: &Batch,
+        embedded: Option<[Tensor<2>; 2]>,
+        dropout: Option<&Dropout>,
+    ) -> Tensor<2> {
         let pooled = match (&self.config.input, batch) {
             (Input::Vectors { dim }, Batch::Vectors(vectors)) => {
                 let data = TensorData::new(vectors.data().to_vec(), [vectors.rows(), *dim]);
                 Tensor::<2>::from_data(data, &params.device)
             }
             (Input::Tokens { encoder, pooling }, Batch::Tokens(tokens)) => {
-                let states = encode_tokens(params, encoder, tokens, dropout);
+                let embedded = embedded.expect("a tower that reads tokens embeds them");
+                let texts = Texts::new(tokens, &params.device);
+                let states = encode_tokens(params, encoder, embedded, &texts, dropout);
                 match pooling {
-                    Pooling::Mean => mean_pool(states, tokens, &params.device),
-                    Pooling::Cls => first_token(states),
+                    Pooling::Mean => fused_mean(states, &texts),
+                    Pooling::Cls => first_token(states, &texts, &params.device),
                 }
             }
             _ => unreachable!("check compares the batch with the input"),
@@ -169,7 +203,7 @@ impl Tower {
                 burn::tensor::module::linear(pooled, params.table("head.weight"), None)
             }
             Head::Mlp { .. } => {
-                let hidden = activation::gelu(params.linear("head.hidden", pooled));
+                let hidden = fused_gelu(params.linear("head.hidden", pooled));
                 params.linear("head.output", drop_vectors(dropout, "head.hidden", hidden, &params.device))
             }
         }
@@ -221,6 +255,14 @@ impl Tower {
     }
 }
 
+/// What a batch of tokens was looked up as.
+#[derive(Debug)]
+struct Embedded {
+    /// Of tokens and of their places.
+    tensors: [Tensor<2>; 2],
+    rows: TokenRows,
+}
+
 /// A forward pass that can be differentiated once.
 #[derive(Debug)]
 pub struct Forward {
@@ -229,26 +271,35 @@ pub struct Forward {
     output: Tensor<2>,
     layout: Arc<ParamLayout>,
     leaves: Parameters,
+    /// The look-up of tokens, a leaf of its own.
+    embedded: Option<Embedded>,
 }
 
 impl Forward {
-    /// The flat gradient of a loss whose gradient by the output vectors is `d_vectors`, [rows, dim].
+    /// [`Forward::backward_into`] zeros.
+    pub fn backward(self, d_vectors: &Matrix) -> Vec<f32> {
+        let mut flat = vec![0.0; self.layout.len()];
+        self.backward_into(d_vectors, &mut flat);
+        flat
+    }
+
+    /// Adds the flat gradient of a loss whose gradient by the output vectors is `d_vectors`, [rows, dim].
     ///
     /// This is the second half of GradCache (Gao et al., 2021): the loss couples all microbatches through their
     /// vectors, and each microbatch is then differentiated alone.
     ///
     /// # Panics
-    /// When `d_vectors` does not have the shape of [`Forward::vectors`].
-    pub fn backward(self, d_vectors: &Matrix) -> Vec<f32> {
+    /// When `d_vectors` does not have the shape of [`Forward::vectors`], or `flat` the length of the parameters.
+    pub fn backward_into(self, d_vectors: &Matrix, flat: &mut [f32]) {
         let shape = [self.vectors.rows(), self.vectors.dim()];
         assert_eq!(
             [d_vectors.rows(), d_vectors.dim()],
             shape,
             "the gradient must have the shape of the vectors"
         );
-        let mut flat = vec![0.0; self.layout.len()];
+        assert_eq!(flat.len(), self.layout.len(), "the gradient has a value for each parameter");
         if flat.is_empty() {
-            return flat;
+            return;
         }
         let constant = TensorData::new(d_vectors.data().to_vec(), shape);
         let constant = Tensor::<2>::from_data(constant, &self.leaves.device);
@@ -260,10 +311,14 @@ impl Forward {
             };
             // A parameter that took no part, such as a pooled-away one, has gradient zero.
             if let Some(values) = values {
-                flat[entry.range()].copy_from_slice(&values);
+                flat[entry.range()].iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
             }
         }
-        flat
+        if let Some(Embedded { tensors: [words, _], rows }) = self.embedded
+            && let Some(gradient) = words.grad_remove(&mut gradients)
+        {
+            rows.add_gradient(&host_values(gradient), &self.layout, flat);
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a report is made of. Plain values, so that the report task can gather them from artifacts and
 //! every rendering sees the same ones.
 
+use retort_common::metrics::StepPoint;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -190,21 +191,6 @@ pub struct Phase {
     pub signal: String,
     /// Its steps in order.
     pub steps: Vec<StepPoint>,
-}
-
-/// One step of training.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StepPoint {
-    /// Its number within the phase.
-    pub step: u64,
-    /// The loss that was minimised.
-    pub loss: f64,
-    /// The terms of the loss by name, as they enter the sum.
-    pub terms: Vec<(String, f64)>,
-    /// The learning rate.
-    pub learning_rate: f64,
-    /// The norm of the gradient before it was clipped.
-    pub gradient_norm: f64,
 }
 
 /// What mining kept and what it threw away.

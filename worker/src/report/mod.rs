@@ -29,10 +29,12 @@ mod tests;
 pub use card::model_card;
 pub use data::{
     BadRecords, Comparison, FilterCount, Histogram, Kind, NegativesAudit, Phase, ReportData, Row, Shortfall,
-    StageTime, StepPoint, SuspiciousNegative, Training,
+    StageTime, SuspiciousNegative, Training,
 };
 pub use html::render_html;
 pub use json::render_json;
 pub use negatives::render_negatives;
 pub use table::render_table;
 pub use tensorboard::event_file;
+
+pub use retort_common::metrics::StepPoint;

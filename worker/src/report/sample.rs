@@ -1,8 +1,9 @@
 //! A report with realistic numbers for tests and for the eye.
 
+use super::StepPoint;
 use super::data::{
     BadRecords, Comparison, FilterCount, Histogram, Kind, NegativesAudit, Phase, ReportData, Row, Shortfall,
-    StageTime, StepPoint, SuspiciousNegative, Training,
+    StageTime, SuspiciousNegative, Training,
 };
 use std::collections::BTreeMap;
 

@@ -2,7 +2,7 @@
 //!
 //! The wall time of every event is 0: a report is a function of its inputs. TensorBoard draws over steps.
 
-use super::data::StepPoint;
+use super::StepPoint;
 
 /// The record that opens a file.
 const VERSION: &str = "brain.Event:2";

@@ -1,4 +1,5 @@
-use super::data::{Kind, ReportData, Row, StepPoint};
+use super::StepPoint;
+use super::data::{Kind, ReportData, Row};
 use super::sample::{phase, sample};
 use super::*;
 use std::collections::BTreeMap;

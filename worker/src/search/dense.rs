@@ -9,8 +9,10 @@ use std::sync::Mutex;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::topk::{Best, Hit, TopK, TopKError};
-use crate::matmul::kernel::{REGISTERS, ROWS, Strided, Tile, multiply, pack_columns, pack_rows, width};
 use crate::matrix::Matrix;
+use retort_kernels::matmul::kernel::{
+    REGISTERS, ROWS, Strided, Tile, multiply, pack_columns, pack_rows, width,
+};
 
 /// Passages that a thread takes at a time; packed they lie in the second-level cache.
 const PASSAGE_BLOCK: usize = 20 * ROWS;

@@ -3,6 +3,7 @@
 use super::wire;
 use retort_common::cohort::Member;
 use retort_common::ids::{AttemptNumber, TaskId};
+use retort_common::metrics::StepReport;
 use retort_common::proto;
 use retort_common::proto::session_request::Message as ToCoordinator;
 use std::sync::{Arc, Mutex};
@@ -37,6 +38,8 @@ pub struct Control {
     pub generation: Option<Arc<Generation>>,
     /// Since when the coordinator has been away, if it is.
     pub orphaned: Option<Instant>,
+    /// Number of the newest session; what was told in earlier ones may be lost.
+    pub session: u64,
     attempt: AttemptNumber,
 }
 
@@ -49,6 +52,21 @@ pub struct TaskContext {
     news: mpsc::Sender<ToCoordinator>,
 }
 
+/// What a context says of its task's progress.
+#[derive(Debug)]
+pub struct Progressing(mpsc::Receiver<ToCoordinator>);
+
+impl Progressing {
+    /// Waits for the next word on units done; none when the task is over. Not within a runtime.
+    pub fn next_step(&mut self) -> Option<u64> {
+        loop {
+            if let ToCoordinator::Progress(progress) = self.0.blocking_recv()? {
+                return Some(progress.done);
+            }
+        }
+    }
+}
+
 /// How a member of a cohort does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pace {
@@ -59,20 +77,28 @@ pub struct Pace {
 }
 
 impl TaskContext {
-    pub(super) fn new(
+    pub(crate) fn new(
         id: TaskId,
         attempt: AttemptNumber,
         members: Option<Vec<Member>>,
         news: mpsc::Sender<ToCoordinator>,
     ) -> Self {
         let generation = members.map(|members| Arc::new(Generation { number: attempt, members }));
-        let control = watch::Sender::new(Control { stop: None, generation, orphaned: None, attempt });
+        let control =
+            watch::Sender::new(Control { stop: None, generation, orphaned: None, session: 0, attempt });
         Self { id, control: Arc::new(control), said: Arc::default(), news }
     }
 
     /// A context that nobody listens to, for running a task without a session.
     pub fn detached(id: TaskId) -> Self {
         Self::new(id, AttemptNumber(1), None, mpsc::channel(1).0)
+    }
+
+    /// A context in a cohort of fixed members that no coordinator watches, and what it says of its progress: for
+    /// benchmarks.
+    pub fn in_cohort(id: TaskId, members: Vec<Member>) -> (Self, Progressing) {
+        let (news, said) = mpsc::channel(64);
+        (Self::new(id, AttemptNumber(1), Some(members), news), Progressing(said))
     }
 
     /// The task's name.
@@ -132,6 +158,13 @@ impl TaskContext {
         self.say(ToCoordinator::Trouble(proto::Trouble { attempt, peers, suspect, message }));
     }
 
+    /// What a training has to say of its steps; false where it has to be said again later.
+    pub fn metrics(&self, lineage: &str, steps: Vec<StepReport>) -> bool {
+        let (attempt, lineage) = (Some(self.wire_attempt()), lineage.to_owned());
+        let steps = steps.into_iter().map(Into::into).collect();
+        self.news.try_send(ToCoordinator::Metrics(proto::Metrics { attempt, lineage, steps })).is_ok()
+    }
+
     /// Whether the task should stop. A task looks here at least once a second or so.
     pub fn cancelled(&self) -> Option<Stop> {
         self.control.borrow().stop
@@ -142,15 +175,19 @@ impl TaskContext {
         self.control.subscribe()
     }
 
-    pub(super) fn stop(&self, force: bool) {
+    pub(crate) fn stop(&self, force: bool) {
         self.control.send_modify(|control| control.stop = control.stop.max(Some(Stop { force })));
     }
 
-    pub(super) fn regroup(&self, attempt: AttemptNumber, members: Vec<Member>) {
+    pub(crate) fn regroup(&self, attempt: AttemptNumber, members: Vec<Member>) {
         self.control.send_modify(|control| {
             control.attempt = attempt;
             control.generation = Some(Arc::new(Generation { number: attempt, members }));
         });
+    }
+
+    pub(super) fn connected(&self, session: u64) {
+        self.control.send_modify(|control| control.session = session);
     }
 
     pub(super) fn orphaned(&self, since: Option<Instant>) {

@@ -10,7 +10,7 @@
 mod context;
 mod wire;
 
-pub use context::{Control, Generation, Pace, Stop, TaskContext};
+pub use context::{Control, Generation, Pace, Progressing, Stop, TaskContext};
 
 use retort_common::cohort::Member;
 use retort_common::ids::{AttemptNumber, JobId, TaskId, WorkerId};
@@ -52,6 +52,10 @@ pub struct Config {
     pub worker: WorkerId,
     /// Its device, e.g. "flex".
     pub device: String,
+    /// What the device computes with, e.g. "LibTorch 2.9.1, AVX-512".
+    pub kernels: String,
+    /// The device's memory; 0 when unknown.
+    pub memory_bytes: u64,
     /// Its kernels' fingerprint; empty when it can run no float task.
     pub fingerprint: String,
     /// Compute threads.
@@ -129,6 +133,7 @@ pub async fn run(
         epoch: 0,
         store_url: String::new(),
         detection,
+        sessions: 0,
         running: None,
         orphaned: None,
         queue: VecDeque::new(),
@@ -201,6 +206,8 @@ struct Session {
     epoch: u64,
     store_url: String,
     detection: Duration,
+    /// Sessions that were welcomed.
+    sessions: u64,
     running: Option<TaskContext>,
     /// Since when no coordinator has been there.
     orphaned: Option<Instant>,
@@ -271,6 +278,10 @@ impl Session {
             return Err(SessionEnd::NoWelcome);
         };
         self.welcome(welcome)?;
+        self.sessions += 1;
+        if let Some(running) = &self.running {
+            running.connected(self.sessions);
+        }
         self.orphaned(false);
         tracing::info!(coordinator = url, epoch = self.epoch, "session is up");
         for message in self.held.values().cloned().collect::<Vec<_>>() {
@@ -308,6 +319,8 @@ impl Session {
             coordinators: _,
             worker,
             device,
+            kernels,
+            memory_bytes,
             fingerprint,
             threads,
             version,
@@ -319,6 +332,8 @@ impl Session {
             protocol: SESSION_PROTOCOL,
             version: version.clone(),
             device: device.clone(),
+            kernels: kernels.clone(),
+            memory_bytes: *memory_bytes,
             fingerprint: fingerprint.clone(),
             threads: *threads,
             exchange_address: exchange_address.clone(),
@@ -470,6 +485,7 @@ impl Session {
         let key = (assignment.id, assignment.attempt);
         let cohort = retort_common::cohort::limit(&assignment.task).map(|_| assignment.cohort.clone());
         let context = TaskContext::new(key.0, key.1, cohort, self.news_sender.clone());
+        context.connected(self.sessions);
         self.running = Some(context.clone());
         let (executor, ended) = (self.executor.clone(), self.ended_sender.clone());
         let work = move || {

@@ -6,10 +6,10 @@ use crate::fit::kmeans::{MOST_ROWS, ROUNDS, draw};
 use crate::fit::{
     AffineMap, BinaryQuantizer, Code, Codes, Int8Quantizer, ProductQuantizer, Quantizer, opq, train_opq,
 };
-use crate::matmul::{self, Sizes, Write};
 use crate::matrix::Matrix;
 use crate::vectors::{read_codes, read_vectors, write_codes};
 use retort_common::task::{ArtifactId, PcaReduction, QuantizerMethod, Task};
+use retort_kernels::matmul::{self, Sizes, Write};
 use serde_json::json;
 
 /// The part that holds a quantiser, of a fit or of a student.

@@ -3,9 +3,10 @@
 use super::bench::{Content, Produced, TaskError, VECTORS, Workbench};
 use super::input::{model_folder, tokenizer_file};
 use super::student::{Student, TOKENIZER};
+use crate::embedding::{EmbeddingError, TextEncoder};
 use crate::matrix::Matrix;
 use crate::model::{Batch, Head, Input, Pooling, Stack, Tower, TowerConfig, load_retriever};
-use crate::text::{TokenBatch, Tokenizer, plan_batches};
+use crate::text::Tokenizer;
 use crate::vectors::{read_vectors, write_vectors};
 use retort_common::ids::Digest;
 use retort_common::spec;
@@ -96,25 +97,25 @@ pub fn embed(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
     };
     let strings: Vec<_> = strings.iter().map(|text| format!("{}{text}", input.prefix)).collect();
     let loaded = bench.encoders.get(bench, encoder)?;
-    let tokens = loaded
-        .tokenizer
-        .encode_all(&strings, input.max_tokens as usize, bench.threads)
-        .map_err(TaskError::input)?;
-    let lengths: Vec<_> = tokens.iter().map(|ids| ids.len() as u32).collect();
-    let mut vectors = Matrix::zeros(tokens.len(), loaded.stack.dim(loaded.tower.config().dim()));
-    let mut done = 0;
-    for batch in plan_batches(&lengths, *batch_tokens as usize) {
-        bench.go_on()?;
-        let rows: Vec<_> = batch.iter().map(|row| tokens[*row].as_slice()).collect();
-        let padded = Batch::Tokens(TokenBatch::new(&rows, loaded.pad_token_id));
-        let output = loaded.stack.apply(loaded.tower.encode(&padded).map_err(TaskError::input)?);
-        for (at, row) in batch.iter().enumerate() {
-            vectors.row_mut(*row).copy_from_slice(output.row(at));
-        }
-        done += batch.len() as u64;
-        bench.progress.progress(done, tokens.len() as u64, "");
-    }
+    let encoder = TextEncoder {
+        tokenizer: &loaded.tokenizer,
+        tower: &loaded.tower,
+        stack: &loaded.stack,
+        pad_token_id: loaded.pad_token_id,
+        max_tokens: input.max_tokens as usize,
+        batch_tokens: *batch_tokens as usize,
+    };
+    let vectors = encoder.embed(&strings, bench.threads, |done| {
+        bench.progress.progress(done as u64, strings.len() as u64, "");
+        bench.go_on()
+    })?;
     finish(bench, vectors, *normalize, first_row)
+}
+
+impl From<EmbeddingError> for TaskError {
+    fn from(error: EmbeddingError) -> Self {
+        Self::input(error)
+    }
 }
 
 /// One shard of vectors through a head.

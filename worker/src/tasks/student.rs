@@ -14,8 +14,7 @@ pub const WEIGHTS: &str = "weights.safetensors";
 pub const TOKENIZER: &str = "tokenizer.json";
 /// The part that holds the optimiser's moments and the loss's own parameters, where a next part of the phase needs them.
 pub const STATE: &str = "state.safetensors";
-/// The part that holds the loss curve.
-pub const CURVE: &str = "curve.json";
+pub use retort_common::metrics::CURVE;
 
 /// What a student is, beside its weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

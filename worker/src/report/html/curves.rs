@@ -1,7 +1,8 @@
 //! The loss curves: for each student a drawing per phase, with the learning rate and the gradient's norm
 //! below it.
 
-use super::super::data::{Phase, ReportData, StepPoint};
+use super::super::StepPoint;
+use super::super::data::{Phase, ReportData};
 use super::super::format;
 use super::svg::{self, Area, Scale};
 use super::{escape, escape_short};

@@ -5,11 +5,13 @@
 //! exchange of vectors, so that all of them leave after the same step.
 
 use super::super::bench::{Seat, TaskError};
-use crate::exchange::{Cohort, ExchangeError, Member as Peer, Roster, Wire};
+use super::doubt::{Doubt, What};
+use crate::exchange::{Cohort, ExchangeError, Member as Peer, Roster, Spent, Wire};
 use crate::session::{Control, Generation, Pace};
 use bytes::Bytes;
 use retort_common::cohort::Member;
 use retort_common::ids::{AttemptNumber, WorkerId};
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +19,9 @@ use tokio::runtime::Handle;
 
 /// Pause between two signs that a member waits, and between two complaints.
 const SAY_AGAIN: Duration = Duration::from_secs(1);
+
+/// What a generation does before its first step.
+const BEGINNING: &str = "agreeing on a state";
 
 /// Why a generation ended before its task.
 #[derive(Debug)]
@@ -32,6 +37,8 @@ pub(super) enum Broken {
         /// What happened.
         message: String,
     },
+    /// A member has a value that is not finite, which is to be computed once more.
+    Doubt(Doubt),
     /// The task failed.
     Task(TaskError),
 }
@@ -69,6 +76,9 @@ pub(super) struct Membership<'a> {
     deals: Vec<Range<u32>>,
     rank: usize,
     cohort: Option<Cohort>,
+    /// What is being done, for people, and after how many steps.
+    doing: Cell<&'static str>,
+    step: Cell<u64>,
 }
 
 /// Waits until there is a generation after `after` with members. Says `trouble` again and again meanwhile, since the
@@ -114,7 +124,8 @@ impl<'a> Membership<'a> {
     pub(super) fn alone(runtime: Handle, microbatches: u32) -> Self {
         let (seat, number, workers, cohort) = (None, AttemptNumber(1), Vec::new(), None);
         let deals = std::iter::once(0..microbatches).collect();
-        Self { seat, runtime, number, workers, deals, rank: 0, cohort }
+        let (doing, step) = (Cell::new(BEGINNING), Cell::new(0));
+        Self { seat, runtime, number, workers, deals, rank: 0, cohort, doing, step }
     }
 
     /// Takes this worker's place in a generation.
@@ -141,7 +152,8 @@ impl<'a> Membership<'a> {
         };
         let workers = members.iter().map(|member| member.worker.clone()).collect();
         let deals = members.iter().map(|member| member.microbatches.clone()).collect();
-        Ok(Self { seat: Some(seat), runtime, number: *number, workers, deals, rank, cohort })
+        let (doing, step) = (Cell::new(BEGINNING), Cell::new(0));
+        Ok(Self { seat: Some(seat), runtime, number: *number, workers, deals, rank, cohort, doing, step })
     }
 
     /// Its number.
@@ -159,6 +171,27 @@ impl<'a> Membership<'a> {
         self.rank
     }
 
+    /// Notes that a step begins.
+    pub(super) fn begin_step(&self, step: u64) {
+        self.step.set(step);
+        self.begin("encoding");
+    }
+
+    /// Notes what is done from here on.
+    pub(super) fn begin(&self, doing: &'static str) {
+        self.doing.set(doing);
+    }
+
+    /// What is being done, for people.
+    pub(super) fn doing(&self) -> &'static str {
+        self.doing.get()
+    }
+
+    /// Where the time of exchanges since the last question went.
+    pub(super) fn take_spent(&self) -> Spent {
+        self.cohort.as_ref().map(Cohort::take_spent).unwrap_or_default()
+    }
+
     /// Who computes which microbatches, in the order of ranks.
     pub(super) fn deals(&self) -> &[Range<u32>] {
         &self.deals
@@ -167,6 +200,16 @@ impl<'a> Membership<'a> {
     /// This worker's microbatches.
     pub(super) fn deal(&self) -> Range<u32> {
         self.deals[self.rank].clone()
+    }
+
+    /// The members in the order of ranks; in a cohort of more than one.
+    pub(super) fn workers(&self) -> &[WorkerId] {
+        &self.workers
+    }
+
+    /// A value that this worker has, from these microbatches, and that is not finite.
+    pub(super) fn doubt(&self, worker: WorkerId, microbatches: Range<u32>, what: What) -> Broken {
+        Broken::Doubt(Doubt { step: self.step.get(), worker, microbatches, what })
     }
 
     /// The worker of a rank; in a cohort of more than one.
@@ -277,6 +320,16 @@ impl<'a> Membership<'a> {
     }
 
     fn broken(&self, error: &ExchangeError) -> Broken {
+        match error {
+            ExchangeError::NonFinite { worker, microbatches, .. } => {
+                return self.doubt(worker.clone(), microbatches.clone(), What::Gradient);
+            }
+            ExchangeError::Overflow { .. } => {
+                let all = 0..self.deals.last().map_or(0, |deal| deal.end);
+                return self.doubt(self.worker(self.rank), all, What::Sum);
+            }
+            _ => {}
+        }
         let message = format!("generation {}: {error}", self.number.0);
         Broken::Trouble { peers: error.peers(), suspect: false, message }
     }

@@ -7,13 +7,16 @@
 use super::super::bench::{TaskError, Workbench};
 use super::super::order::OrderReader;
 use super::cohort::{Broken, Membership, Standing, next_generation};
+use super::doubt::{Check, Doubt, check};
+use super::telling::Telling;
 use super::trainer::Trainer;
 use crate::report::StepPoint;
 use crate::session::Stop;
 use crate::training::checkpoint::{Checkpoint, Checkpoints, InFlight, Offered};
 use bytes::Bytes;
 use retort_common::ids::AttemptNumber;
-use std::time::Duration;
+use retort_common::metrics::StepTiming;
+use std::time::{Duration, Instant};
 
 /// Rounds of exchange in which a generation agrees on its state.
 const STATE_ROUND: u32 = 0;
@@ -42,6 +45,9 @@ pub(super) struct Course<'a> {
     /// Steps taken, counted over the whole phase.
     pub(super) step: u64,
     pub(super) standing: Standing,
+    pub(super) telling: Telling,
+    /// A value that was not finite, for the next generation to look at.
+    pub(super) doubt: Option<Doubt>,
     /// Whether this worker writes checkpoints and the artifact.
     pub(super) leads: bool,
 }
@@ -73,7 +79,7 @@ impl Course<'_> {
         match self.generation(&membership) {
             Ok(_) => Ok(()),
             Err(Broken::Task(error)) => Err(error),
-            Err(Broken::Superseded | Broken::Trouble { .. }) => Err(TaskError::Stopped),
+            Err(Broken::Superseded | Broken::Trouble { .. } | Broken::Doubt(_)) => Err(TaskError::Stopped),
         }
     }
 
@@ -89,22 +95,33 @@ impl Course<'_> {
             let lineage = self.checkpoints.lineage().to_owned();
             let membership = Membership::join(seat, runtime.clone(), &lineage, &generation)?;
             (after, self.leads) = (Some(membership.number()), membership.is_lead());
-            trouble = match self.generation(&membership) {
+            let end = self.generation(&membership);
+            self.say_end(&membership, &end);
+            trouble = match end {
                 Ok(End::Done) => return Ok(()),
                 Ok(End::Left) | Err(Broken::Superseded) => None,
                 Err(Broken::Task(error)) => return Err(error),
+                Err(Broken::Doubt(doubt)) => Some(self.tell_doubt(doubt)),
                 Err(broken) => Some(broken),
             };
         }
     }
 
     fn generation(&mut self, membership: &Membership<'_>) -> Result<End, Broken> {
-        self.agree(membership)?;
+        let check = self.agree(membership)?;
+        self.telling.rewind(self.step);
+        if let Some(check) = check {
+            let rows = self.reader.step(self.step - self.first)?;
+            return Err(self.trainer.settle(membership, &check, &rows, &self.standing)?);
+        }
+        membership.take_spent();
         while self.step < self.end {
             self.check_line()?;
+            let begun = Instant::now();
             let rows = self.reader.step(self.step - self.first)?;
             let leave = self.trainer.step(membership, self.step, &rows, &mut self.standing)?;
             self.step += 1;
+            self.note(membership, begun.elapsed());
             self.say();
             self.offer_checkpoint(membership)?;
             if leave && self.step < self.end {
@@ -143,6 +160,38 @@ impl Course<'_> {
         Ok(())
     }
 
+    /// Keeps a doubt for the next generation, which has the same members if they are all there.
+    fn tell_doubt(&mut self, doubt: Doubt) -> Broken {
+        let message = doubt.says();
+        self.doubt = Some(doubt);
+        Broken::Trouble { peers: Vec::new(), suspect: false, message }
+    }
+
+    /// Notes where the time of a step went.
+    fn note(&mut self, membership: &Membership<'_>, elapsed: Duration) {
+        let spent = membership.take_spent();
+        let us = |time: Duration| time.as_micros() as u64;
+        let timing = StepTiming {
+            microbatches: membership.deal().len() as u32,
+            step_us: us(elapsed),
+            waiting_us: us(spent.waiting),
+            exchange_us: us(spent.exchanging),
+        };
+        self.telling.note(self.step, timing);
+    }
+
+    /// Says in the job's log where a generation ended that did not come to its end.
+    fn say_end(&self, membership: &Membership<'_>, end: &Result<End, Broken>) {
+        let why = match end {
+            Ok(_) | Err(Broken::Task(_)) => return,
+            Err(Broken::Superseded) => "another was named",
+            Err(Broken::Doubt(doubt)) => &doubt.says(),
+            Err(Broken::Trouble { message, .. }) => message.as_str(),
+        };
+        let (number, step, doing) = (membership.number().0, self.step + 1, membership.doing());
+        self.bench.progress.log(&format!("generation {number} ended in step {step} while {doing}: {why}"));
+    }
+
     fn say(&mut self) {
         let (step, steps) = (self.step, self.total);
         let loss = self.trainer.curve.last().map_or(f64::NAN, |point| point.loss);
@@ -152,6 +201,13 @@ impl Course<'_> {
             Some(seat) if seat.is_in_cohort() => self.standing.say(seat, false),
             _ => self.bench.progress.progress(step, self.end, &self.standing.detail),
         }
+        self.tell(step == self.end);
+    }
+
+    fn tell(&mut self, at_once: bool) {
+        let Some(seat) = &self.bench.seat else { return };
+        let (lineage, curve) = (self.checkpoints.lineage(), &self.trainer.curve);
+        self.telling.tell(seat, lineage, curve, (self.first, self.leads), at_once);
     }
 
     fn offer_checkpoint(&mut self, membership: &Membership<'_>) -> Result<(), TaskError> {
@@ -190,40 +246,42 @@ impl Course<'_> {
         Ok(())
     }
 
-    /// Agrees with the other members on the state to go on from.
-    fn agree(&mut self, membership: &Membership<'_>) -> Result<(), Broken> {
+    /// Agrees with the other members on the state to go on from, and on what is to be computed once more first.
+    fn agree(&mut self, membership: &Membership<'_>) -> Result<Option<Check>, Broken> {
         self.standing.total = self.end;
         if membership.is_lead() && self.step == self.first {
             self.resume()?;
         }
         if membership.deals().len() == 1 {
-            return Ok(());
+            self.doubt = None;
+            return Ok(None);
         }
         let mine = Stand { step: self.step, digest: self.trainer.state_digest() };
-        let all = membership.all_gather((0, STATE_ROUND), mine.encode(), &self.standing)?;
-        let stands: Vec<_> = all.iter().map(Stand::decode).collect();
-        for (rank, stand) in stands.iter().enumerate() {
-            if stand.is_none_or(|stand| stand.step > self.end) {
+        let message = [mine.encode(), Doubt::encode(self.doubt.as_ref())].concat();
+        let all = membership.all_gather((0, STATE_ROUND), message, &self.standing)?;
+        let microbatches = self.trainer.phase.microbatches;
+        let told: Vec<_> = all.iter().map(|message| Stand::decode(message, microbatches)).collect();
+        for (rank, told) in told.iter().enumerate() {
+            if told.as_ref().is_none_or(|(stand, _)| stand.step > self.end) {
                 let message = "no state as it must be at the beginning of a generation".to_owned();
                 return Err(Broken::Trouble { peers: vec![membership.worker(rank)], suspect: true, message });
             }
         }
-        let stands: Vec<Stand> = stands.into_iter().flatten().collect();
+        let (stands, doubts): (Vec<Stand>, Vec<Option<Doubt>>) = told.into_iter().flatten().unzip();
         let best = match choose(&stands) {
             Choice::Agreed(best) => best,
             Choice::Disputed { step, minority } => return Err(self.dispute(membership, step, &minority)),
         };
-        if stands.iter().all(|stand| *stand == best) {
-            return Ok(());
-        }
         let source = stands.iter().position(|stand| *stand == best).expect("the best is one of them");
-        if membership.rank() == source {
+        let behind = stands.iter().any(|stand| *stand != best);
+        if behind && membership.rank() == source {
             let state = self.encode_state();
             membership.publish_state(state);
         } else if mine != best {
             self.fetch(membership, source, best)?;
         }
-        Ok(())
+        self.doubt = None;
+        Ok(check(&doubts, best.step, membership.workers()))
     }
 
     /// Members have different bits after the same steps. Most of them are right; without a majority nobody's memory
@@ -302,10 +360,12 @@ impl Stand {
         [self.step.to_le_bytes(), self.digest.to_le_bytes()].concat()
     }
 
-    fn decode(bytes: &Bytes) -> Option<Self> {
-        let (step, digest) = bytes.split_first_chunk::<8>()?;
-        let digest: [u8; 8] = digest.try_into().ok()?;
-        Some(Self { step: u64::from_le_bytes(*step), digest: u64::from_le_bytes(digest) })
+    /// Where a member stands, and its doubt, if it has one.
+    fn decode(bytes: &Bytes, microbatches: u32) -> Option<(Self, Option<Doubt>)> {
+        let (step, rest) = bytes.split_first_chunk::<8>()?;
+        let (digest, doubt) = rest.split_first_chunk::<8>()?;
+        let stand = Self { step: u64::from_le_bytes(*step), digest: u64::from_le_bytes(*digest) };
+        Some((stand, Doubt::decode(doubt, microbatches)?))
     }
 }
 

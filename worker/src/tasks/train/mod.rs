@@ -7,11 +7,16 @@
 //! - `objective`: the loss, optimiser and schedule that the settings ask for
 //! - `trainer`: one step
 //! - `generations`: steps from one change of the cohort's membership to the next; `cohort`: its members
+//! - `doubt`: values that are not finite; `recompute`: a step once more, by one member alone
+//! - `telling`: what the coordinator hears of steps
 
 mod cohort;
+mod doubt;
 mod generations;
 mod objective;
+mod recompute;
 mod start;
+mod telling;
 #[cfg(test)]
 mod tests;
 mod trainer;
@@ -31,6 +36,7 @@ use start::{begin, pad_token_id, scale_projection};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
+use telling::Telling;
 use trainer::{CachedVectors, Trainer};
 
 /// Trains a student through a phase.
@@ -88,6 +94,8 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
         total,
         step: first,
         standing: Standing::default(),
+        telling: Telling::default(),
+        doubt: None,
         leads: true,
     };
     course.run()?;

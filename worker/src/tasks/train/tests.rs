@@ -1,6 +1,6 @@
 //! A phase in parts has the bits of the same phase in one piece.
 
-use super::super::bench::{Content, Produced, Progress, VECTORS, Workbench};
+use super::super::bench::{Content, Produced, Progress, Seat, TaskError, VECTORS, Workbench};
 use super::super::embed::EncoderCache;
 use super::train;
 use crate::mining::counter;
@@ -43,6 +43,11 @@ fn artifact(kind: &str, name: &str) -> ArtifactId {
 
 impl Fixture {
     fn new() -> Self {
+        Self::with_vectors(|at| at)
+    }
+
+    /// The same with other values in the vectors.
+    fn with_vectors(change: impl Fn(f32) -> f32) -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let store = Store::open("memory:///").unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -50,7 +55,7 @@ impl Fixture {
         let vectors = VectorSet { queries: vec![queries.clone()], passages: vec![passages.clone()] };
         let fixture = Self { runtime, store, folder, vectors };
         for (stream, set) in [(1, queries), (2, passages)] {
-            let value = |at: u64| counter::unit(counter::hash(stream, &[at])) as f32 - 0.5;
+            let value = |at: u64| change(counter::unit(counter::hash(stream, &[at])) as f32 - 0.5);
             let values: Vec<f32> = (0..ROWS * DIM as u64).map(value).collect();
             let path = fixture.folder.path().join("vectors");
             let shape = vec![ROWS as usize, DIM];
@@ -96,17 +101,11 @@ impl Fixture {
         order
     }
 
-    /// Trains, stores the artifact, and gives its digest of weights and its loss curve.
-    fn train(
-        &self,
-        start: StudentStart,
-        steps: std::ops::Range<u32>,
-        phase: &PhaseSpec,
-    ) -> (ArtifactId, Value, String) {
+    fn task(&self, start: StudentStart, steps: std::ops::Range<u32>, phase: &PhaseSpec) -> Task {
         let (mut phase, whole) = (phase.clone(), steps == (0..STEPS));
         let loss = std::mem::take(&mut phase.loss);
         let span = Span { first: steps.start, end: steps.end, total: STEPS };
-        let task = Task::Train {
+        Task::Train {
             start,
             order: self.order(steps.clone()),
             inputs: Some(self.vectors.clone()),
@@ -118,7 +117,11 @@ impl Fixture {
             normalize: true,
             seed: 5,
             fingerprint: "test".to_owned(),
-        };
+        }
+    }
+
+    /// Trains alone, or at a seat in a cohort.
+    fn try_train(&self, task: &Task, seat: Option<Seat<'_>>) -> Result<Produced, TaskError> {
         let cache = Cache::open(&self.folder.path().join("cache"), 1 << 30).unwrap();
         let scratch = tempfile::tempdir().unwrap();
         let encoders = EncoderCache::default();
@@ -131,9 +134,20 @@ impl Fixture {
             progress: &Quiet,
             runtime: self.runtime.handle().clone(),
             encoders: &encoders,
-            seat: None,
+            seat,
         };
-        let Produced { parts, meta } = train(&bench, &task).unwrap();
+        train(&bench, task)
+    }
+
+    /// Trains, stores the artifact, and gives its digest of weights and its loss curve.
+    fn train(
+        &self,
+        start: StudentStart,
+        steps: std::ops::Range<u32>,
+        phase: &PhaseSpec,
+    ) -> (ArtifactId, Value, String) {
+        let task = self.task(start, steps, phase);
+        let Produced { parts, meta } = self.try_train(&task, None).unwrap();
         let curve = parts.iter().find(|(name, _)| name == "curve.json");
         let Some((_, Content::Bytes(curve))) = curve else { panic!("no loss curve") };
         let curve = String::from_utf8(curve.to_vec()).unwrap();

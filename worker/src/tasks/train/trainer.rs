@@ -3,7 +3,9 @@
 use super::super::bench::{TaskError, Workbench};
 use super::super::order::{StepRows, TextRow};
 use super::cohort::{Broken, Membership, Standing};
+use super::doubt::What;
 use super::objective::PhaseLoss;
+use crate::exchange::wire::all_finite;
 use crate::losses::{self, Outcome, Teacher};
 use crate::matrix::Matrix;
 use crate::model::{Batch, Dropout, Forward, Tower};
@@ -125,6 +127,7 @@ impl Trainer<'_> {
         standing: &mut Standing,
     ) -> Result<bool, Broken> {
         let grows = membership.look()?;
+        membership.begin_step(step);
         let deal = membership.deal();
         let parts = self.microbatches(step, rows, deal.clone())?;
         // One microbatch needs no second forward pass: its graphs are kept. The kernels are the same either way.
@@ -149,24 +152,31 @@ impl Trainer<'_> {
             }
         }
         let encoding = begun.elapsed();
+        membership.begin("gathering vectors");
         let (vectors, leave) = self.gather(membership, step, mine, grows, standing)?;
+        membership.begin("computing the loss");
         let (outcome, terms, d_vectors) = self.loss(step, rows, &vectors)?;
         let value = outcome.value;
+        let alone = membership.deals().len() == 1;
+        if !alone && !is_finite(&outcome, &d_vectors) {
+            let own = membership.worker(membership.rank());
+            return Err(membership.doubt(own, 0..self.phase.microbatches, What::Loss));
+        }
+        membership.begin("computing gradients");
         let (partials, backward) = self.partials(membership, deal.clone(), &parts, graphs, &d_vectors)?;
         let microbatch = (encoding + backward) / deal.len().max(1) as u32;
         standing.microbatch_us = mean(standing.microbatch_us, microbatch);
+        membership.begin("summing gradients");
         let mut gradient = membership.reduce(step, partials, standing)?;
+        membership.begin("applying the gradient");
         // Everyone has the whole gradient by the loss's own parameters: it is added once, after the tree's root.
         gradient.extend_from_slice(&outcome.theta);
         self.optimizer.clear_frozen(&mut gradient);
         let clip = if self.phase.clip_norm > 0.0 { self.phase.clip_norm } else { f64::INFINITY };
         let gradient_norm = clip_global_norm(&mut gradient, clip);
         if !value.is_finite() || !gradient_norm.is_finite() {
-            let remedy = "lower the learning rate or look at the rows";
-            return Err(Broken::Task(TaskError::Input(format!(
-                "step {}: loss {value} and gradient norm {gradient_norm} are not finite; {remedy}",
-                step + 1
-            ))));
+            let what = format!("loss {value} and gradient norm {gradient_norm} are not finite");
+            return Err(Broken::Task(self.not_finite(step, rows, &what)?));
         }
         let learning_rate = self.schedule.at(step);
         self.optimizer.step(&mut self.params, &gradient, learning_rate);
@@ -202,7 +212,8 @@ impl Trainer<'_> {
         let (width, dim) = (mine.rows() / membership.deal().len(), mine.dim());
         let mut leave = false;
         let mut values = Vec::new();
-        let (mut differ, mut broken) = (Vec::new(), Vec::new());
+        let mut differ = Vec::new();
+        let mut strange = None;
         for (rank, (message, deal)) in all.iter().zip(membership.deals()).enumerate() {
             let Some(Vectors { grows, weights: theirs, values: theirs_values }) =
                 decode(message, deal.len() * width * dim)
@@ -215,19 +226,19 @@ impl Trainer<'_> {
             if theirs != weights {
                 differ.push(membership.worker(rank));
             }
-            if !theirs_values.iter().all(|value| value.is_finite()) {
-                broken.push(membership.worker(rank));
+            if let Some(at) = theirs_values.iter().position(|value| !value.is_finite()) {
+                let microbatch = deal.start + (at / (width * dim)) as u32;
+                strange.get_or_insert((rank, microbatch..microbatch + 1));
             }
             values.extend(theirs_values);
         }
-        for (peers, what) in
-            [(differ, "other weights than here"), (broken, "vectors that are no finite numbers")]
-        {
-            let names: Vec<_> = peers.iter().map(WorkerId::as_str).collect();
-            if !names.is_empty() {
-                let message = format!("step {}: {} on {}", step + 1, what, names.join(", "));
-                return Err(Broken::Trouble { peers, suspect: true, message });
-            }
+        if !differ.is_empty() {
+            let names = differ.iter().map(WorkerId::as_str).collect::<Vec<_>>().join(", ");
+            let message = format!("step {}: other weights than here on {names}", step + 1);
+            return Err(Broken::Trouble { peers: differ, suspect: true, message });
+        }
+        if let Some((rank, microbatches)) = strange {
+            return Err(membership.doubt(membership.worker(rank), microbatches, What::Vectors));
         }
         Ok((Matrix::new(values.len() / dim, dim, values), leave))
     }
@@ -248,20 +259,16 @@ impl Trainer<'_> {
         for node in subtrees(deal.clone(), leaves) {
             let mut sum = TreeSum::of(&node, leaves, Wire::F32);
             for leaf in node.clone() {
-                let mut total: Option<Vec<f32>> = None;
+                let mut total = vec![0.0; self.tower_len()];
                 for part in &microbatches[(leaf - deal.start) as usize] {
                     membership.look()?;
                     let forward = match graphs.next() {
                         Some(graph) => graph,
                         None => self.forward(part)?,
                     };
-                    let gradient = forward.backward(&select(d_vectors, &part.cells));
-                    match &mut total {
-                        Some(total) => total.iter_mut().zip(gradient).for_each(|(a, b)| *a += b),
-                        None => total = Some(gradient),
-                    }
+                    forward.backward_into(&select(d_vectors, &part.cells), &mut total);
                 }
-                sum.push(total.expect("a microbatch has rows"));
+                sum.push(total);
             }
             partials.push((node, sum.finish().expect("a subtree has leaves")));
         }
@@ -269,7 +276,7 @@ impl Trainer<'_> {
     }
 
     /// The parts of some microbatches. How they are cut depends on the microbatch alone, never on who computes it.
-    fn microbatches(
+    pub(super) fn microbatches(
         &self,
         step: u64,
         rows: &StepRows,
@@ -288,12 +295,12 @@ impl Trainer<'_> {
         deal.map(parts).collect()
     }
 
-    fn forward(&self, part: &Part) -> Result<Forward, TaskError> {
+    pub(super) fn forward(&self, part: &Part) -> Result<Forward, TaskError> {
         self.tower.forward_dropping(&part.batch, part.dropout.as_ref()).map_err(TaskError::input)
     }
 
-    /// Vectors go through a head together. Texts go through an encoder with others of about their length, since
-    /// padding costs as much as text.
+    /// Vectors go through a head together, and texts through an encoder that computes no padding. Elsewhere texts go
+    /// with others of about their length.
     fn parts(&self, rows: &StepRows, cells: std::ops::Range<usize>) -> Result<Vec<Part>, TaskError> {
         if let Some(inputs) = &self.inputs {
             let batch = Batch::Vectors(inputs.gather(&rows.texts[cells.clone()])?);
@@ -304,7 +311,8 @@ impl Trainer<'_> {
         sorted.sort_by_key(|cell| (std::cmp::Reverse(length(*cell)), *cell));
         let mut parts = Vec::new();
         while let Some(longest) = sorted.first().copied() {
-            let fits = |cell: &usize| length(*cell) as f64 >= LEAST_FILL * length(longest) as f64;
+            let least = if self.tower.computes_padding() { LEAST_FILL * length(longest) as f64 } else { 0.0 };
+            let fits = |cell: &usize| length(*cell) as f64 >= least;
             let rest = sorted.split_off(sorted.partition_point(fits));
             let tokens: Vec<_> = sorted.iter().map(|cell| rows.tokens[*cell].as_slice()).collect();
             let batch = Batch::Tokens(TokenBatch::new(&tokens, self.pad_token_id));
@@ -316,7 +324,7 @@ impl Trainer<'_> {
 
     /// The loss of the gathered vectors [texts, dim] and its gradient for them.
     #[allow(clippy::type_complexity)]
-    fn loss(
+    pub(super) fn loss(
         &self,
         step: u64,
         rows: &StepRows,
@@ -361,15 +369,20 @@ impl Trainer<'_> {
 }
 
 /// Texts that go through the tower together.
-struct Part {
+pub(super) struct Part {
     /// Where they stand among the texts of the step.
-    cells: Vec<usize>,
-    batch: Batch,
-    dropout: Option<Dropout>,
+    pub(super) cells: Vec<usize>,
+    pub(super) batch: Batch,
+    pub(super) dropout: Option<Dropout>,
+}
+
+/// Whether a loss and all of its gradients are numbers.
+pub(super) fn is_finite(outcome: &Outcome<f32>, d_vectors: &Matrix) -> bool {
+    outcome.value.is_finite() && all_finite(&outcome.theta) && all_finite(d_vectors.data())
 }
 
 /// Some rows of a matrix.
-fn select(matrix: &Matrix, rows: &[usize]) -> Matrix {
+pub(super) fn select(matrix: &Matrix, rows: &[usize]) -> Matrix {
     let values = rows.iter().flat_map(|row| matrix.row(*row).iter().copied()).collect();
     Matrix::new(rows.len(), matrix.dim(), values)
 }

@@ -1,4 +1,5 @@
-//! Matrix products on row-major slices, for `f32` and `f64`, on one thread; callers parallelise over blocks.
+//! Matrix products on row-major slices, for `f32` and `f64`, on one thread; callers parallelise over blocks, or have
+//! [`on_pool`] do it.
 //!
 //! Every element of a product is one chain of fused multiply-adds in the order of the summed dimension,
 //! starting from zero or from what stands in the output. So it has the same bits on every machine with fused
@@ -6,11 +7,12 @@
 //!
 //! - `kernel`: the register-blocked kernel, over `pulp`'s safe view of AVX-512, AVX2 and NEON, and packing
 
-pub(crate) mod kernel;
+pub mod kernel;
 
-pub use kernel::Element;
-use kernel::{REGISTERS, ROWS, Strided, Tile, multiply, pack_columns, pack_rows};
+pub use kernel::{Element, Strided};
+use kernel::{REGISTERS, ROWS, Tile, multiply, pack_columns, pack_rows};
 use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
 
 /// Most of the summed dimension that is packed at a time.
 const DEPTH: usize = 512;
@@ -71,13 +73,57 @@ fn product<T: Element>(sizes: Sizes, a: Strided<'_, T>, b: Strided<'_, T>, out: 
         (m * k, k * n, m * n),
         "slices of a [{m}, {k}] x [{k}, {n}] product"
     );
-    if write == Write::Overwrite {
-        out.fill(T::default());
-    }
-    if out.is_empty() || k == 0 {
+    strided(sizes, a, b, (out, n), write);
+}
+
+/// out [m, n] = a [m, k] · b [k, n] for operands with any steps between rows and columns; the output's rows are `stride`
+/// values apart.
+///
+/// # Panics
+/// When a slice does not hold its shape.
+pub fn strided<T: Element>(
+    sizes: Sizes,
+    a: Strided<'_, T>,
+    b: Strided<'_, T>,
+    (out, stride): (&mut [T], usize),
+    write: Write,
+) {
+    let Sizes { m, n, k } = sizes;
+    if m == 0 || n == 0 {
         return;
     }
-    Arch::new().dispatch(Product { sizes, a, b, out });
+    let last = (m - 1) * stride + n;
+    assert!(
+        a.holds(m, k) && b.holds(k, n) && last <= out.len() && n <= stride,
+        "slices of a [{m}, {k}] x [{k}, {n}] product"
+    );
+    if write == Write::Overwrite {
+        out.chunks_mut(stride).take(m).for_each(|row| row[..n].fill(T::default()));
+    }
+    if k > 0 {
+        Arch::new().dispatch(Product { sizes, a, b, out, stride });
+    }
+}
+
+/// [`strided`] with rows one after the other, on the threads of rayon's pool; they change no bit.
+///
+/// # Panics
+/// When a slice does not hold its shape.
+pub fn on_pool(sizes: Sizes, a: Strided<'_, f32>, b: Strided<'_, f32>, out: &mut [f32], write: Write) {
+    /// Multiplications that are worth a thread of their own.
+    const LEAST_WORK: usize = 1 << 21;
+    let Sizes { m, n, k } = sizes;
+    assert_eq!(out.len(), m * n, "the output of a [{m}, {k}] x [{k}, {n}] product");
+    let threads = rayon::current_num_threads().min(m * n * k / LEAST_WORK).max(1);
+    // Each packs the right side for itself: as few parts as there are threads.
+    let rows = m.div_ceil(threads).next_multiple_of(ROWS);
+    if threads == 1 || m <= rows || n == 0 {
+        return strided(sizes, a, b, (out, n), write);
+    }
+    out.par_chunks_mut(rows * n).enumerate().for_each(|(part, out)| {
+        let a = Strided { data: &a.data[(part * rows * a.row).min(a.data.len())..], ..a };
+        strided(Sizes { m: out.len() / n, n, k }, a, b, (out, n), write);
+    });
 }
 
 /// out += a · b, for the machine's vector registers.
@@ -86,6 +132,7 @@ struct Product<'a, T> {
     a: Strided<'a, T>,
     b: Strided<'a, T>,
     out: &'a mut [T],
+    stride: usize,
 }
 
 impl<T: Element> WithSimd for Product<'_, T> {
@@ -93,7 +140,7 @@ impl<T: Element> WithSimd for Product<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { sizes: Sizes { m, n, k }, a, b, out } = self;
+        let Self { sizes: Sizes { m, n, k }, a, b, out, stride } = self;
         let width = REGISTERS * T::lanes::<S>();
         let depth = DEPTH.min(k);
         let mut rows = vec![T::default(); depth * ROWS];
@@ -116,7 +163,7 @@ impl<T: Element> WithSimd for Product<'_, T> {
                     for (at, column) in (first_column..last_column).step_by(width).enumerate() {
                         let columns = &columns[at * panel..(at + 1) * panel];
                         let wide = width.min(last_column - column);
-                        let place = Place { out, row, column, stride: n };
+                        let place = Place { out, row, column, stride };
                         if count == ROWS && wide == width {
                             whole(simd, rows, columns, place);
                         } else {

@@ -9,12 +9,12 @@ use pulp::Simd;
 
 /// Rows of a tile. With two registers each they fill the 32 registers of AVX-512 and NEON; AVX2, which has 16,
 /// computes a tile in two halves.
-pub(crate) const ROWS: usize = 12;
+pub const ROWS: usize = 12;
 /// Vector registers across the columns of a tile.
-pub(crate) const REGISTERS: usize = 2;
+pub const REGISTERS: usize = 2;
 
 /// A tile of results in registers.
-pub(crate) type Tile<T, S> = [[<T as Element>::Lanes<S>; REGISTERS]; ROWS];
+pub type Tile<T, S> = [[<T as Element>::Lanes<S>; REGISTERS]; ROWS];
 
 /// f32 or f64, as the kernels see them.
 pub trait Element: Copy + Default + Send + Sync + 'static {
@@ -69,7 +69,7 @@ element!(f32, f32s, F32_LANES, splat_f32s, mul_add_f32s, as_simd_f32s, as_mut_si
 element!(f64, f64s, F64_LANES, splat_f64s, mul_add_f64s, as_simd_f64s, as_mut_simd_f64s);
 
 /// Columns of a tile on this machine.
-pub(crate) fn width<T: Element>() -> usize {
+pub fn width<T: Element>() -> usize {
     struct Width<T>(std::marker::PhantomData<T>);
     impl<T: Element> pulp::WithSimd for Width<T> {
         type Output = usize;
@@ -82,7 +82,7 @@ pub(crate) fn width<T: Element>() -> usize {
 
 /// tile += rows [k, ROWS]ᵀ · columns [k, width], both packed.
 #[inline(always)]
-pub(crate) fn multiply<S: Simd, T: Element>(simd: S, rows: &[T], columns: &[T], tile: &mut Tile<T, S>) {
+pub fn multiply<S: Simd, T: Element>(simd: S, rows: &[T], columns: &[T], tile: &mut Tile<T, S>) {
     if S::REGISTER_COUNT >= 32 {
         part::<S, T, 0, ROWS>(simd, rows, columns, tile);
     } else {
@@ -113,17 +113,37 @@ fn part<S: Simd, T: Element, const FIRST: usize, const COUNT: usize>(
 }
 
 /// A matrix in a slice, with the steps from row to row and from column to column.
-#[derive(Clone, Copy)]
-pub(crate) struct Strided<'a, T> {
+#[derive(Clone, Copy, Debug)]
+pub struct Strided<'a, T> {
+    /// The slice.
     pub data: &'a [T],
+    /// Values from a row to the next.
     pub row: usize,
+    /// Values from a column to the next.
     pub column: usize,
+}
+
+impl<'a, T> Strided<'a, T> {
+    /// Rows of `width` values one after the other.
+    pub fn rows(data: &'a [T], width: usize) -> Self {
+        Self { data, row: width, column: 1 }
+    }
+
+    /// The transpose of [`Strided::rows`].
+    pub fn transposed(data: &'a [T], width: usize) -> Self {
+        Self { data, row: 1, column: width }
+    }
+
+    /// Whether a matrix of so many rows and columns lies within the slice.
+    pub fn holds(&self, rows: usize, columns: usize) -> bool {
+        rows == 0 || columns == 0 || (rows - 1) * self.row + (columns - 1) * self.column < self.data.len()
+    }
 }
 
 /// Rows `first..` of a [_, k] operand, at most ROWS of them, over the columns from `start` to `end`: packed as
 /// [end - start, ROWS] with zeros where there is no row.
 #[inline(always)]
-pub(crate) fn pack_rows<T: Element>(
+pub fn pack_rows<T: Element>(
     from: Strided<'_, T>,
     (first, count): (usize, usize),
     (start, end): (usize, usize),
@@ -143,7 +163,7 @@ pub(crate) fn pack_rows<T: Element>(
 /// Columns `first..` of a [k, _] operand, at most `width` of them, over its rows from `start` to `end`: packed as
 /// [end - start, width] with zeros where there is no column.
 #[inline(always)]
-pub(crate) fn pack_columns<T: Element>(
+pub fn pack_columns<T: Element>(
     from: Strided<'_, T>,
     (first, count): (usize, usize),
     (start, end): (usize, usize),

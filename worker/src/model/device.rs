@@ -1,0 +1,266 @@
+//! Devices by name, and what is announced of them.
+
+/// Why a device cannot be used.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// A device of a backend that was not built in.
+    #[error(
+        "device {name:?} needs the {feature} backend, and this binary was built without it; build with \
+         `--features {feature}` (deploy/README.md says how), or use \"flex\""
+    )]
+    NotBuilt {
+        /// What was asked for.
+        name: String,
+        /// The feature that has it.
+        feature: &'static str,
+    },
+    /// A GPU that is not there.
+    #[error(
+        "device {name:?} is not there: LibTorch sees {count} CUDA devices; give another number, or use \"tch:cpu\" \
+         where neither the driver nor a LibTorch with CUDA is installed"
+    )]
+    NoGpu {
+        /// What was asked for.
+        name: String,
+        /// How many there are.
+        count: i64,
+    },
+    /// Another LibTorch than that of the build.
+    #[error(
+        "{path} is LibTorch {found}, and this binary was built against {built}; name the lib folder of that one in \
+         LD_LIBRARY_PATH"
+    )]
+    LibTorchVersion {
+        /// The library that was loaded.
+        path: String,
+        /// Its version.
+        found: String,
+        /// The version of the build.
+        built: String,
+    },
+    /// Anything else.
+    #[error("unknown device {name:?}; use \"auto\", \"flex\", \"tch:cpu\", \"tch:cuda:N\" or \"cuda:N\"")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+    },
+}
+
+/// Version of burn in the workspace's manifest.
+const BURN_VERSION: &str = "0.22.1";
+
+/// Where tensors live and what computes with them. Always passed explicitly: burn's default device depends on what
+/// the binary was built with.
+#[derive(Clone, Debug)]
+pub struct Device {
+    name: String,
+    pub(super) inner: burn::tensor::Device,
+}
+
+impl Device {
+    /// The pure-Rust CPU backend.
+    pub fn flex() -> Self {
+        Self { name: "flex".to_owned(), inner: burn::tensor::Device::flex() }
+    }
+
+    /// The device of a name: "flex", a device of a backend that is built in, or "auto" for the best that is built in and
+    /// there: a CUDA device of LibTorch, LibTorch on the CPU, flex.
+    pub fn parse(name: &str) -> Result<Self, DeviceError> {
+        let unknown = || DeviceError::Unknown { name: name.to_owned() };
+        let index = |text: &str| text.parse::<u16>().map(usize::from).map_err(|_| unknown());
+        match name.split(':').collect::<Vec<_>>()[..] {
+            ["auto"] => Self::best(),
+            ["flex"] => Ok(Self::flex()),
+            ["tch", "cpu"] => libtorch(name, None),
+            ["tch", "cuda", number] => libtorch(name, Some(index(number)?)),
+            ["cuda", number] => cuda(name, index(number)?),
+            _ => Err(unknown()),
+        }
+    }
+
+    #[cfg(feature = "tch")]
+    fn best() -> Result<Self, DeviceError> {
+        if tch::Cuda::is_available() { libtorch("tch:cuda:0", Some(0)) } else { libtorch("tch:cpu", None) }
+    }
+
+    #[cfg(not(feature = "tch"))]
+    fn best() -> Result<Self, DeviceError> {
+        Ok(Self::flex())
+    }
+
+    /// Its name: what [`Device::parse`] takes, never "auto".
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The backend and kind of device, without its number: what its bits may depend on.
+    pub fn backend(&self) -> &str {
+        match self.name.rsplit_once(':') {
+            Some((kind, number)) if number.parse::<u16>().is_ok() => kind,
+            _ => &self.name,
+        }
+    }
+
+    /// What it computes with: library, version, and the instructions or the GPU that kernels are picked by.
+    pub fn kernels(&self) -> String {
+        let library = match self.backend() {
+            "flex" => format!("burn-flex {BURN_VERSION}, retort {}", env!("CARGO_PKG_VERSION")),
+            "cuda" => format!("burn-cuda {BURN_VERSION}"),
+            _ => format!("LibTorch {}, burn-tch {BURN_VERSION}", libtorch_version()),
+        };
+        let hardware = match self.gpu() {
+            Some(number) => gpu(number).map_or_else(|| "unknown GPU".to_owned(), |(name, _)| name),
+            None => instructions().to_owned(),
+        };
+        format!("{library}, {hardware}")
+    }
+
+    /// Bytes of its memory; 0 when unknown. A container's limit counts as the host's memory.
+    pub fn memory_bytes(&self) -> u64 {
+        match self.gpu() {
+            Some(number) => gpu(number).map_or(0, |(_, bytes)| bytes),
+            None => host_memory().unwrap_or(0),
+        }
+    }
+
+    /// Has it compute on so many threads. Rayon's global pool, which flex uses, is the process's own to make.
+    pub fn use_threads(&self, threads: usize) {
+        #[cfg(feature = "tch")]
+        if self.backend().starts_with("tch") {
+            tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+        }
+        let _ = threads;
+    }
+
+    fn gpu(&self) -> Option<&str> {
+        self.backend()
+            .ends_with("cuda")
+            .then(|| self.name.rsplit_once(':').map(|(_, number)| number))
+            .flatten()
+    }
+}
+
+#[cfg(feature = "tch")]
+// burn announces the end of its LibTorch backend in a later version; this one is pinned.
+#[allow(deprecated)]
+fn libtorch(name: &str, gpu: Option<usize>) -> Result<Device, DeviceError> {
+    check_libtorch()?;
+    let inner = match gpu {
+        None => burn::tensor::Device::libtorch(),
+        Some(number) => {
+            let count = if tch::Cuda::is_available() { tch::Cuda::device_count() } else { 0 };
+            if i64::try_from(number).unwrap_or(i64::MAX) >= count {
+                return Err(DeviceError::NoGpu { name: name.to_owned(), count });
+            }
+            burn::tensor::Device::libtorch_cuda(number)
+        }
+    };
+    Ok(Device { name: name.to_owned(), inner })
+}
+
+#[cfg(not(feature = "tch"))]
+fn libtorch(name: &str, _: Option<usize>) -> Result<Device, DeviceError> {
+    Err(DeviceError::NotBuilt { name: name.to_owned(), feature: "tch" })
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(name: &str, number: usize) -> Result<Device, DeviceError> {
+    Ok(Device { name: name.to_owned(), inner: burn::tensor::Device::cuda(number) })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(name: &str, _: usize) -> Result<Device, DeviceError> {
+    Err(DeviceError::NotBuilt { name: name.to_owned(), feature: "cuda" })
+}
+
+/// Version of the LibTorch that was built against, as its folder's `torch-version` says.
+fn libtorch_version() -> &'static str {
+    option_env!("RETORT_LIBTORCH_VERSION").unwrap_or("unknown")
+}
+
+/// Whether the library that the loader found is that of the build, as far as the files beside it tell.
+#[cfg(feature = "tch")]
+fn check_libtorch() -> Result<(), DeviceError> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let loaded = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..]));
+    let Some(path) = loaded.into_iter().find(|path| path.ends_with("/libtorch_cpu.so")) else {
+        return Ok(());
+    };
+    let folder = std::path::Path::new(path).parent().and_then(std::path::Path::parent);
+    let version = folder.and_then(|folder| std::fs::read_to_string(folder.join("torch-version")).ok());
+    match version.as_deref().map(str::trim) {
+        Some(found) if found != libtorch_version() => Err(DeviceError::LibTorchVersion {
+            path: path.to_owned(),
+            found: found.to_owned(),
+            built: libtorch_version().to_owned(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The vector instructions by which CPU kernels are picked.
+fn instructions() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let amx = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains(" amx_bf16"));
+        if amx {
+            "AVX-512 with AMX"
+        } else if is_x86_feature_detected!("avx512bf16") {
+            "AVX-512 with bf16"
+        } else if is_x86_feature_detected!("avx512f") {
+            "AVX-512"
+        } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            "AVX2"
+        } else {
+            "SSE2"
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        std::env::consts::ARCH
+    }
+}
+
+/// The host's memory, or what a control group leaves of it.
+fn host_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+    let host = line.split_whitespace().nth(1)?.parse::<u64>().ok()? << 10;
+    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let limit = limit.and_then(|text| text.trim().parse::<u64>().ok());
+    Some(limit.map_or(host, |limit| limit.min(host)))
+}
+
+/// Name and bytes of a GPU, asked of the driver's own tool: neither backend says.
+fn gpu(number: &str) -> Option<(String, u64)> {
+    let query = ["--query-gpu=name,memory.total", "--format=csv,noheader,nounits", "-i", number];
+    let output = std::process::Command::new("nvidia-smi").args(query).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let (name, mebibytes) = text.lines().next()?.rsplit_once(", ")?;
+    Some((name.to_owned(), mebibytes.trim().parse::<u64>().ok()? << 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_have_names_backends_and_reasons() {
+        let flex = Device::parse("flex").unwrap();
+        assert_eq!((flex.name(), flex.backend()), ("flex", "flex"));
+        assert!(flex.kernels().starts_with("burn-flex 0.22.1"), "{}", flex.kernels());
+        assert!(!cfg!(target_os = "linux") || flex.memory_bytes() > 0);
+        assert_ne!(Device::parse("auto").unwrap().name(), "auto");
+        let message = |name: &str| Device::parse(name).unwrap_err().to_string();
+        for name in ["abacus", "", "flex:0", "tch", "tch:cuda", "tch:cuda:x", "cuda:-1", "cuda"] {
+            assert!(message(name).contains("unknown device"), "{name}");
+        }
+        if cfg!(not(feature = "tch")) {
+            assert!(message("tch:cpu").contains("--features tch"));
+            assert!(message("tch:cuda:0").contains("--features tch"));
+        }
+        if cfg!(not(feature = "cuda")) {
+            assert!(message("cuda:1").contains("--features cuda"));
+        }
+    }
+}
