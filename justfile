@@ -105,6 +105,15 @@ manifests:
 bench-exchange: parity-setup
     RETORT_BENCH_PYTHON={{ venv }}/bin/python cargo bench --package retort-worker --bench exchange
 
+# What a step of four workers costs beyond 200 ms of (simulated) computing a microbatch: 1 to 16 microbatches a worker.
+bench-overhead:
+    cargo bench --package retort-worker --bench overhead
+
+# What 64 microbatches cost in memory beside 8 of the same size, and what they may cost.
+bench-memory:
+    cargo test --package retort-worker --lib -- --ignored --exact --nocapture \
+        tasks::train::memory::more_microbatches_cost_little
+
 # One training on one to four workers, with even deals and uneven ones: one SHA-256.
 cohort:
     cargo test --package retort-cli --test e2e any_cluster_gives -- --ignored --nocapture

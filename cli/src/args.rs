@@ -311,10 +311,14 @@ pub enum CheckpointVerb {
     Verify(GetArgs),
     /// Copy a checkpoint to a file.
     Download(CheckpointDownloadArgs),
+    /// Say everything about one checkpoint.
+    Describe(CheckpointDescribeArgs),
+    /// Delete one checkpoint; not the newest of a training that is not done.
+    Delete(CheckpointOneArgs),
 }
 
 #[derive(Debug, Args)]
-pub struct CheckpointDownloadArgs {
+pub struct CheckpointOneArgs {
     /// The job's id or its unambiguous beginning.
     pub id: String,
     /// The checkpoint's step.
@@ -323,11 +327,25 @@ pub struct CheckpointDownloadArgs {
     /// The training's lineage or its beginning, where several have a checkpoint of that step.
     #[arg(long, value_name = "NAME")]
     pub lineage: Option<String>,
+    #[command(flatten)]
+    pub connect: Connect,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckpointDescribeArgs {
+    #[command(flatten)]
+    pub one: CheckpointOneArgs,
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckpointDownloadArgs {
+    #[command(flatten)]
+    pub one: CheckpointOneArgs,
     /// File to write; named after lineage and step without it.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    #[command(flatten)]
-    pub connect: Connect,
 }
 
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@ pub use document::{dry_run, job_json, log_json};
 pub use table::{columns, describe, duration, log_text, timestamp};
 
 use crate::args::Format;
+use retort_common::checkpoint::CheckpointManifest;
 use retort_common::client::{CheckpointView, JobView, WorkerView};
 use serde_json::{Value, json};
 use std::io::{self, Write};
@@ -71,6 +72,24 @@ pub fn checkpoints(checkpoints: &[CheckpointView], format: Format) -> io::Result
             json_document(json!({ "checkpoints": checkpoints.iter().map(of).collect::<Vec<_>>() }))
         }
         Format::Jsonl => checkpoints.iter().try_for_each(|one| json_line(&versioned(of(one)))),
+    }
+}
+
+/// One checkpoint with all that its manifest says; of the loss curve its last point.
+pub fn checkpoint(
+    checkpoint: &CheckpointView,
+    manifest: &CheckpointManifest,
+    format: Format,
+) -> io::Result<()> {
+    let value = document::checkpoint_details(checkpoint, manifest);
+    match format {
+        Format::Json => json_document(value),
+        Format::Jsonl => json_line(&versioned(value)),
+        Format::Table | Format::Wide => {
+            let fields = value.as_object().into_iter().flatten();
+            let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            fields.into_iter().try_for_each(|(name, value)| line(&format!("{name:<18}{}", text(value))))
+        }
     }
 }
 

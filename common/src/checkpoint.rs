@@ -42,6 +42,12 @@ pub fn lineage(task: TaskId, number: u32) -> String {
     if number <= 1 { task.0.short() } else { format!("{}-{number}", task.0.short()) }
 }
 
+/// Whether a lineage is one of a training's.
+pub fn is_of(name: &str, task: TaskId) -> bool {
+    let rest = name.strip_prefix(task.0.short().as_str());
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+}
+
 /// Folder of one checkpoint.
 pub fn step_folder(job: &JobId, lineage: &str, step: u64) -> String {
     format!("{}/{lineage}/{step:010}", folder(job))
@@ -65,6 +71,7 @@ mod tests {
             let lineage = lineage(task, number);
             let path = format!("{}/manifest.json", step_folder(&job, &lineage, step));
             assert_eq!(parse_path(&job, &path), Some((lineage.as_str(), step)));
+            assert!(is_of(&lineage, task) && !is_of(&lineage, TaskId(Digest::of(b"u"))));
         }
         for path in ["jobs/j/checkpoints/manifest.json", "jobs/k/checkpoints/a/1/manifest.json", "x"] {
             assert_eq!(parse_path(&job, path), None, "{path}");

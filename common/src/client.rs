@@ -206,6 +206,15 @@ impl Client {
         Ok(checkpoints.into_iter().map(view::checkpoint).collect())
     }
 
+    /// Deletes one checkpoint.
+    pub async fn delete_checkpoint(&mut self, id: &str, lineage: &str, step: u64) -> Result<(), ClientError> {
+        let (job_id, lineage) = (id.to_owned(), lineage.to_owned());
+        let request = proto::DeleteCheckpointRequest { job_id, lineage, step };
+        let call = async |mut jobs: JobsClient<Channel>| jobs.delete_checkpoint(request.clone()).await;
+        let proto::DeleteCheckpointResponse {} = self.call(call).await?;
+        Ok(())
+    }
+
     /// The workers, sorted by id.
     pub async fn workers(&mut self) -> Result<Vec<WorkerView>, ClientError> {
         let call =

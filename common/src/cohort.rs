@@ -76,8 +76,42 @@ pub fn check(members: &[Member], microbatches: u32) -> Result<(), InvalidMembers
 
 /// How many workers at most can compute a task together; none where it is a task for one worker.
 pub fn limit(task: &Task) -> Option<u32> {
+    units(task).map(Units::count)
+}
+
+/// What is dealt in a cohort: microbatches, or blocks of them where sums are rounded by block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Units {
+    /// All microbatches.
+    pub microbatches: u32,
+    /// Microbatches of a block; the last block may have fewer.
+    pub block: u32,
+}
+
+impl Units {
+    /// How many blocks there are.
+    pub fn count(self) -> u32 {
+        self.microbatches.div_ceil(self.block)
+    }
+
+    /// The microbatches of some blocks.
+    pub fn microbatches(self, blocks: Range<u32>) -> Range<u32> {
+        let edge = |block: u32| block.saturating_mul(self.block).min(self.microbatches);
+        edge(blocks.start)..edge(blocks.end)
+    }
+
+    /// How many blocks a deal holds.
+    pub fn blocks(self, deal: &Range<u32>) -> u32 {
+        deal.end.saturating_sub(deal.start).div_ceil(self.block)
+    }
+}
+
+/// What is dealt of a task; none where it is a task for one worker.
+pub fn units(task: &Task) -> Option<Units> {
     match task {
-        Task::Train { phase, .. } => Some(phase.microbatches.max(1)),
+        Task::Train { phase, .. } => {
+            Some(Units { microbatches: phase.microbatches.max(1), block: phase.block().max(1) })
+        }
         _ => None,
     }
 }
@@ -88,6 +122,22 @@ mod tests {
 
     fn member(name: &str, microbatches: Range<u32>) -> Member {
         Member { worker: name.parse().unwrap(), address: "here:1".to_owned(), microbatches }
+    }
+
+    #[test]
+    fn blocks_cover_the_microbatches() {
+        let check = |microbatches, block, count, deals: &[(Range<u32>, Range<u32>)]| {
+            let units = Units { microbatches, block };
+            assert_eq!(units.count(), count);
+            for (blocks, expected) in deals {
+                assert_eq!(units.microbatches(blocks.clone()), *expected, "{units:?}");
+                assert_eq!(units.blocks(expected), blocks.end - blocks.start, "{units:?}");
+            }
+        };
+        check(8, 1, 8, &[(0..3, 0..3), (3..8, 3..8)]);
+        check(8, 4, 2, &[(0..1, 0..4), (1..2, 4..8)]);
+        check(6, 4, 2, &[(0..1, 0..4), (1..2, 4..6), (0..2, 0..6)]);
+        check(3, 8, 1, &[(0..1, 0..3)]);
     }
 
     #[test]

@@ -101,6 +101,15 @@ impl AdamW {
     /// # Panics
     /// When `params` or `grads` do not have the length of the layout.
     pub fn step(&mut self, params: &mut [f32], grads: &[f32], lr: f64) {
+        self.step_scaled(params, grads, 1.0, lr);
+    }
+
+    /// [`AdamW::step`] by `grads` times `scale`, without writing the product: to have clipped a vector of some 100 MB
+    /// beforehand would read and write it once more.
+    ///
+    /// # Panics
+    /// When `params` or `grads` do not have the length of the layout.
+    pub fn step_scaled(&mut self, params: &mut [f32], grads: &[f32], scale: f32, lr: f64) {
         assert!(
             params.len() == self.first.len() && grads.len() == params.len(),
             "parameters and gradients must have {} values",
@@ -120,6 +129,7 @@ impl AdamW {
             let first = self.first[range.clone()].iter_mut();
             let second = self.second[range.clone()].iter_mut();
             for (((param, first), second), grad) in params.zip(first).zip(second).zip(&grads[range.clone()]) {
+                let grad = grad * scale;
                 *first = keep1 * *first + new1 * grad;
                 *second = keep2 * *second + new2 * (grad * grad);
                 let denominator = second.sqrt() / correction2 + eps;
@@ -132,13 +142,18 @@ impl AdamW {
 /// Scales `grads` so that their Euclidean norm is at most `max`, as `torch.nn.utils.clip_grad_norm_`; returns the norm
 /// before. A norm that is not finite leaves the gradients as they are: the caller decides what that means.
 pub fn clip_global_norm(grads: &mut [f32], max: f64) -> f64 {
-    let norm = sum_of_squares(grads).sqrt();
-    let scale = max / (norm + 1e-6);
-    if norm.is_finite() && scale < 1.0 {
-        let scale = scale as f32;
+    let (norm, scale) = clip_scale(grads, max);
+    if scale < 1.0 {
         grads.iter_mut().for_each(|grad| *grad *= scale);
     }
     norm
+}
+
+/// The norm of `grads`, and by what [`clip_global_norm`] would multiply them.
+pub fn clip_scale(grads: &[f32], max: f64) -> (f64, f32) {
+    let norm = sum_of_squares(grads).sqrt();
+    let scale = max / (norm + 1e-6);
+    (norm, if norm.is_finite() && scale < 1.0 { scale as f32 } else { 1.0 })
 }
 
 /// Sum of squares in f64 over eight interleaved lanes: a fixed order that the compiler can vectorise.

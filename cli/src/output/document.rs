@@ -1,6 +1,7 @@
 //! The JSON forms of what the client returns. Names are the protocol's; durations are in seconds.
 
 use super::timestamp;
+use retort_common::checkpoint::CheckpointManifest;
 use retort_common::client::{CheckpointView, JobView, LogLine, StageView, WorkerView};
 use retort_common::ids::Digest;
 use retort_common::spec::JobSpec;
@@ -105,6 +106,22 @@ pub fn checkpoint_json(checkpoint: &CheckpointView) -> Value {
         "final": is_final,
         "url": url,
     })
+}
+
+/// A checkpoint with what its manifest says beyond the list.
+pub fn checkpoint_details(checkpoint: &CheckpointView, manifest: &CheckpointManifest) -> Value {
+    let mut value = checkpoint_json(checkpoint);
+    let CheckpointManifest { schema_version, sha256, curve, .. } = manifest;
+    let last = curve.as_array().and_then(|points| points.last());
+    let field = |name: &str| last.map_or(Value::Null, |point| point[name].clone());
+    if let Value::Object(fields) = &mut value {
+        fields.insert("sha256".to_owned(), json!(sha256.to_string()));
+        fields.insert("manifest_version".to_owned(), json!(schema_version));
+        for name in ["learning_rate", "gradient_norm", "terms"] {
+            fields.insert(name.to_owned(), field(name));
+        }
+    }
+    value
 }
 
 /// A log line.

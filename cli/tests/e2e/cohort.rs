@@ -20,9 +20,14 @@ fn spec(seed: u32) -> String {
 
 /// A cluster with a submitted job.
 fn submitted(seed: u32, workers: &[&str]) -> (Cluster, String) {
+    with_job(&spec(seed), workers)
+}
+
+/// A cluster with a job of this spec.
+pub fn with_job(spec: &str, workers: &[&str]) -> (Cluster, String) {
     let home = Home::new();
     fixture::write(home.path());
-    std::fs::write(home.path().join("spec.toml"), spec(seed)).unwrap();
+    std::fs::write(home.path().join("spec.toml"), spec).unwrap();
     let mut cluster = Cluster::start_in(home);
     workers.iter().for_each(|id| cluster.add_worker(id));
     until("workers", || {
@@ -87,6 +92,26 @@ fn any_number_of_workers_gives_the_same_weights() {
     }
     let (cluster, id) = submitted(2, &["w1", "w2"]);
     assert!(end(&cluster, &id).is_disjoint(alone()), "another seed gives other weights");
+}
+
+#[test]
+fn gradients_in_bf16_give_one_result_whoever_computes() {
+    let spec = fixture::spec(40).replace("microbatches = 2\n", "");
+    let of = |wire: &str| spec.replace("batch = 8\n", &format!("batch = 8\nmicrobatches = 4\n{wire}"));
+    let weights = |spec: &str, workers: &[&str]| {
+        let (cluster, id) = with_job(spec, workers);
+        end(&cluster, &id)
+    };
+    let half = of("wire = \"bf16\"\n");
+    let alone = weights(&half, &["w1"]);
+    for workers in [&["w1", "w2"][..], &["w1", "w2", "w3"]] {
+        assert_eq!(weights(&half, workers), alone, "{workers:?}");
+    }
+    // Two blocks of two microbatches: a third worker has nothing to do.
+    let blocks = of("wire = \"bf16\"\nwire_level = 1\n");
+    let in_blocks = weights(&blocks, &["w1"]);
+    assert_eq!(weights(&blocks, &["w1", "w2", "w3"]), in_blocks);
+    assert!(alone.is_disjoint(&in_blocks) && alone.is_disjoint(&weights(&of(""), &["w1"])));
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! - [`job`]: whole jobs, by `retort run` and on a cluster started by hand
 //! - [`kill`]: whole jobs while processes are killed
 //! - [`cohort`]: one training by several workers, killed, frozen and joined: always the same weights
+//! - [`checkpoints`]: described, kept and deleted
 //! - [`any_cluster`]: the same weights from one worker to four, with even deals and uneven ones
 //! - [`chaos`]: a training under faults that a seed chooses, and how soon it goes on
 //! - [`training`]: the training that they look at
@@ -18,6 +19,8 @@ mod any_cluster;
 mod bad_input;
 #[cfg(target_os = "linux")]
 mod chaos;
+#[cfg(target_os = "linux")]
+mod checkpoints;
 #[cfg(target_os = "linux")]
 mod cohort;
 mod command;

@@ -86,6 +86,13 @@ impl Jobs for Scripted {
         Ok(Response::new(proto::ListCheckpointsResponse { checkpoints: Vec::new() }))
     }
 
+    async fn delete_checkpoint(
+        &self,
+        _: Request<proto::DeleteCheckpointRequest>,
+    ) -> Result<Response<proto::DeleteCheckpointResponse>, Status> {
+        Ok(Response::new(proto::DeleteCheckpointResponse {}))
+    }
+
     async fn list_workers(
         &self,
         _: Request<proto::ListWorkersRequest>,

@@ -2,7 +2,9 @@
 
 use super::baselines::row_name;
 use super::check_loss::check_loss;
-use super::{CodeKind, JobSpec, LossKind, MiningSource, PhaseData, PhaseSpec, StudentKind, StudentSpec};
+use super::{
+    CodeKind, JobSpec, LossKind, MiningSource, PhaseData, PhaseSpec, StudentKind, StudentSpec, WireSpec,
+};
 use std::collections::BTreeSet;
 
 /// Keys that contradict each other or a value out of its range.
@@ -25,6 +27,7 @@ const LARGEST_DIM: u32 = 1 << 16;
 const LARGEST_TOKENS: u32 = 8192;
 const MOST_SAMPLES: u32 = 1024;
 const MOST_REFRESHES: u32 = 1000;
+const MOST_WIRE_LEVEL: u32 = 20;
 
 pub(super) fn ensure(holds: bool, path: &[&str], message: impl Into<String>) -> Check {
     if holds {
@@ -270,6 +273,7 @@ fn check_quantised(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Che
         ("layers", student.layers.is_some()),
         ("model", student.model.is_some()),
         ("pooling", student.pooling.is_some()),
+        ("warm_start", student.warm_start.is_some()),
     ];
     for (name, given) in others {
         ensure(!given, &key(name), "does not go with kind = \"quantised\"")?;
@@ -322,6 +326,10 @@ fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&
     ensure(phase.weight_decay >= 0.0, &key("weight_decay"), "must not be negative")?;
     ensure(phase.clip_norm >= 0.0, &key("clip_norm"), "must not be negative")?;
     within(phase.checkpoint_every, 1, u32::MAX, &key("checkpoint_every"))?;
+    within(phase.keep_last, 1, u32::MAX, &key("keep_last"))?;
+    within(phase.wire_level, 0, MOST_WIRE_LEVEL, &key("wire_level"))?;
+    let levelled = phase.wire == WireSpec::Bf16 || phase.wire_level == 0;
+    ensure(levelled, &key("wire_level"), "goes with wire = \"bf16\"")?;
     check_optimizer(student, phase, at)?;
     let teacher = phase.signal == "teacher";
     let head = earlier_head(spec, student, &phase.signal);

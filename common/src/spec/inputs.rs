@@ -40,6 +40,9 @@ pub struct JobInputs {
     pub teacher_query: Option<ModelInputs>,
     /// Models that encoder students start from, by student name.
     pub students: BTreeMap<String, ModelInputs>,
+    /// Checkpoints that students start from, by student name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub checkpoints: BTreeMap<String, InputFile>,
 }
 
 /// Why the files of a spec could not be recorded.
@@ -74,8 +77,15 @@ pub enum InputError {
 impl JobInputs {
     /// Finds and hashes every file that `spec` names; relative paths start at `base`.
     pub async fn collect(spec: &JobSpec, base: &Location) -> Result<Self, InputError> {
-        let mut students = BTreeMap::new();
+        let (mut students, mut checkpoints) = (BTreeMap::new(), BTreeMap::new());
         for student in &spec.student {
+            if let Some(checkpoint) = &student.warm_start {
+                let what = format!("warm_start of student {:?}", student.name);
+                let location = base.join(checkpoint).map_err(|source| read(&what, source))?;
+                let missing = InputError::Missing { what: what.clone(), tried: location.to_string() };
+                let file = hash(&what, &location).await?.ok_or(missing)?;
+                checkpoints.insert(student.name.clone(), file);
+            }
             if let Some(model) = &student.model {
                 let what = format!("model of student {:?}", student.name);
                 students.insert(student.name.clone(), ModelInputs::collect(&what, base, model).await?);
@@ -89,6 +99,7 @@ impl JobInputs {
                 None => None,
             },
             students,
+            checkpoints,
         })
     }
 }

@@ -206,6 +206,10 @@ pub struct StudentSpec {
     /// How the projection starts: "pca", "random", or the name of an earlier head student.
     #[serde(default = "default_init")]
     pub init: String,
+    /// A checkpoint's file, of this or another job's training of a student of the same shape: the first phase starts
+    /// from its weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_start: Option<String>,
     /// Its training, phase after phase.
     #[serde(default)]
     pub phase: Vec<PhaseSpec>,
@@ -303,6 +307,16 @@ pub struct PhaseSpec {
     /// Steps between checkpoints.
     #[serde(default = "default_checkpoint_every")]
     pub checkpoint_every: u32,
+    /// Checkpoints that are kept; older ones are deleted once a newer one is complete.
+    #[serde(default = "default_keep_last", skip_serializing_if = "is_default_keep_last")]
+    pub keep_last: u32,
+    /// The format in which gradients travel between workers.
+    #[serde(default, skip_serializing_if = "WireSpec::is_default")]
+    pub wire: WireSpec,
+    /// With bf16: sums of blocks of 2^level microbatches, and those above them, are rounded. A block is never shared
+    /// between workers.
+    #[serde(default, skip_serializing_if = "is_zero_level")]
+    pub wire_level: u32,
     /// The loss: a weighted sum of its terms.
     pub loss: Vec<LossSpec>,
 }
@@ -330,6 +344,33 @@ pub enum ScheduleKind {
     Constant,
 }
 
+/// A format of gradients on their way between workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WireSpec {
+    /// As they are.
+    #[default]
+    F32,
+    /// Rounded to half the bytes, whether or not they travel: the result does not depend on who computed what.
+    Bf16,
+}
+
+impl WireSpec {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl PhaseSpec {
+    /// Microbatches that are computed by one worker together: its deal is made of whole blocks.
+    pub fn block(&self) -> u32 {
+        match self.wire {
+            WireSpec::F32 => 1,
+            WireSpec::Bf16 => 1 << self.wire_level.min(30),
+        }
+    }
+}
+
 /// How every row is judged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -345,6 +386,18 @@ impl Default for EvaluateSpec {
         let metrics = ["mrr@10", "ndcg@10", "recall@20", "recall@100", "success@20", "accuracy@20"];
         Self { depth: 100, metrics: metrics.map(str::to_owned).to_vec() }
     }
+}
+
+fn default_keep_last() -> u32 {
+    2
+}
+
+fn is_default_keep_last(value: &u32) -> bool {
+    *value == default_keep_last()
+}
+
+fn is_zero_level(value: &u32) -> bool {
+    *value == 0
 }
 
 fn is_zero(value: &f64) -> bool {

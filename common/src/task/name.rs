@@ -9,6 +9,7 @@ impl Task {
     pub fn id(&self) -> TaskId {
         let mut value = serde_json::to_value(self).expect("a task has a JSON form");
         forget_places(&mut value);
+        forget_keeping(&mut value);
         TaskId(Digest::of_json(&serde_json::json!({ "version": TASK_VERSION, "task": value })))
     }
 
@@ -92,6 +93,18 @@ fn forget_places(value: &mut Value) {
             map.values_mut().for_each(forget_places);
         }
         Value::Array(items) => items.iter_mut().for_each(forget_places),
+        _ => {}
+    }
+}
+
+/// Removes what says how long checkpoints are kept, which changes no output.
+fn forget_keeping(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.remove("keep_last");
+            map.values_mut().for_each(forget_keeping);
+        }
+        Value::Array(items) => items.iter_mut().for_each(forget_keeping),
         _ => {}
     }
 }

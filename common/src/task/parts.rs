@@ -2,7 +2,7 @@
 
 use super::{ArtifactId, Stage};
 use crate::spec::Pooling;
-use crate::spec::inputs::ModelFiles;
+use crate::spec::inputs::{InputFile, ModelFiles};
 use serde::{Deserialize, Serialize};
 
 /// Which text of a pair.
@@ -80,6 +80,13 @@ pub enum StudentStart {
         dim: Option<u32>,
         /// How the projection starts.
         init: ProjectionStart,
+    },
+    /// A shape with the weights of a checkpoint.
+    Warm {
+        /// The shape, as it would start without the checkpoint.
+        shape: Box<StudentStart>,
+        /// Its file.
+        checkpoint: InputFile,
     },
     /// Where another phase ended.
     Student {

@@ -3,9 +3,10 @@
 use super::CallError;
 use crate::scheduler::view::Training;
 use retort_common::checkpoint::{self, CheckpointManifest};
-use retort_common::ids::JobId;
+use retort_common::ids::{JobId, TaskId};
 use retort_common::proto;
 use retort_common::store::Store;
+use std::collections::BTreeSet;
 
 /// Checkpoints that one answer holds at most; the newest of each training stay.
 const MAX_LISTED: usize = 10_000;
@@ -45,6 +46,34 @@ pub async fn list(
     }));
     found.sort_by(|a, b| (&a.task, a.step, a.r#final).cmp(&(&b.task, b.step, b.r#final)));
     Ok(found)
+}
+
+/// Deletes a checkpoint, its manifest first, so that none stands without its parts. That from which one of the `open`
+/// trainings would go on is refused.
+pub async fn delete(
+    store: &Store,
+    job: &JobId,
+    lineage: &str,
+    step: u64,
+    open: &BTreeSet<TaskId>,
+) -> Result<(), CallError> {
+    let folder = checkpoint::step_folder(job, lineage, step);
+    let path = format!("{folder}/manifest.json");
+    let plain = checkpoint::parse_path(job, &path) == Some((lineage, step)) && !lineage.contains(['/', '.']);
+    let all = if plain { store.list(&checkpoint::folder(job)).await? } else { Vec::new() };
+    if !all.contains(&path) {
+        return Err(CallError::NoCheckpoint { job: job.clone(), lineage: lineage.to_owned(), step });
+    }
+    let steps = all.iter().filter_map(|path| checkpoint::parse_path(job, path));
+    let newest = steps.filter(|(name, _)| *name == lineage).map(|(_, step)| step).max();
+    if newest == Some(step) && open.iter().any(|task| checkpoint::is_of(lineage, *task)) {
+        return Err(CallError::NeededCheckpoint { step });
+    }
+    store.delete(&path).await?;
+    for part in all.iter().filter(|part| part.starts_with(&format!("{folder}/")) && **part != path) {
+        store.delete(part).await?;
+    }
+    Ok(())
 }
 
 fn encode(store: &Store, lineage: &str, manifest: CheckpointManifest) -> proto::Checkpoint {

@@ -167,6 +167,19 @@ impl Jobs for JobsService {
         Ok(Response::new(proto::ListCheckpointsResponse { checkpoints }))
     }
 
+    async fn delete_checkpoint(
+        &self,
+        request: Request<proto::DeleteCheckpointRequest>,
+    ) -> Result<Response<proto::DeleteCheckpointResponse>, Status> {
+        let proto::DeleteCheckpointRequest { job_id, lineage, step } = request.into_inner();
+        let job = self.resolve(job_id).await?;
+        let id = job.clone();
+        let open =
+            self.handle.ask(move |desk| view::open_trainings(&desk.state, &id)).await.map_err(status)?;
+        checkpoints::delete(&self.store, &job, &lineage, step, &open).await.map_err(status)?;
+        Ok(Response::new(proto::DeleteCheckpointResponse {}))
+    }
+
     async fn list_workers(
         &self,
         request: Request<proto::ListWorkersRequest>,

@@ -11,6 +11,7 @@ pub mod session;
 
 use crate::driver::Stopped;
 use crate::scheduler::Refusal;
+use retort_common::ids::JobId;
 use retort_common::store::StoreError;
 use tonic::Status;
 
@@ -33,6 +34,27 @@ pub enum CallError {
         field: &'static str,
         /// What is wrong.
         cause: String,
+    },
+    /// No such checkpoint.
+    #[error(
+        "no checkpoint of step {step} in lineage {lineage:?} of job {job}; `retort checkpoint list` shows them"
+    )]
+    NoCheckpoint {
+        /// Whose.
+        job: JobId,
+        /// As given.
+        lineage: String,
+        /// As given.
+        step: u64,
+    },
+    /// A checkpoint that is still needed.
+    #[error(
+        "the checkpoint of step {step} is the newest of a training that is not done, which goes on from it; cancel the \
+         job or wait for a newer one"
+    )]
+    NeededCheckpoint {
+        /// As given.
+        step: u64,
     },
     /// A worker of another protocol.
     #[error(
@@ -71,6 +93,8 @@ pub fn status(error: impl Into<CallError>) -> Status {
         CallError::Store(ref error) if !error.is_transient() => Status::internal(text),
         CallError::Stopped(_) | CallError::Store(_) => Status::unavailable(text),
         CallError::Invalid { .. } | CallError::NoHello => Status::invalid_argument(text),
+        CallError::NoCheckpoint { .. } => Status::not_found(text),
+        CallError::NeededCheckpoint { .. } => Status::failed_precondition(text),
         CallError::Protocol { .. } => Status::failed_precondition(text),
     }
 }

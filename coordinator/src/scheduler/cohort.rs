@@ -52,12 +52,14 @@ pub(super) fn run(
 /// Workers with their microbatches, by their speed; those that would only hold up the others are left out.
 fn dealt(state: &State, record: &TaskRecord, workers: &[WorkerId]) -> Vec<Member> {
     let costs: Vec<_> = workers.iter().map(|worker| record.live.costs.get(worker).copied()).collect();
-    let shares = deal::shares(record.cohort_limit().unwrap_or(1), &costs);
+    let units = record.units();
+    let shares = deal::shares(units.count(), &costs);
     let mut next = 0;
     let mut members = Vec::new();
     for (worker, share) in workers.iter().zip(shares).filter(|(_, share)| *share > 0) {
         let address = state.workers.get(worker).map(|known| known.address.clone()).unwrap_or_default();
-        members.push(Member { worker: worker.clone(), address, microbatches: next..next + share });
+        let microbatches = units.microbatches(next..next + share);
+        members.push(Member { worker: worker.clone(), address, microbatches });
         next += share;
     }
     members
@@ -416,8 +418,9 @@ fn redeal(state: &State, now_ms: u64, id: TaskId, record: &TaskRecord, decision:
     if costs.iter().any(Option::is_none) {
         return;
     }
-    let current: Vec<u32> = cohort.iter().map(|member| member.microbatches.len() as u32).collect();
-    let best = deal::shares(record.cohort_limit().unwrap_or(1), &costs);
+    let units = record.units();
+    let current: Vec<u32> = cohort.iter().map(|member| units.blocks(&member.microbatches)).collect();
+    let best = deal::shares(units.count(), &costs);
     let (now, then) = (deal::step_cost(&current, &costs), deal::step_cost(&best, &costs));
     if then.saturating_mul(100) <= now.saturating_mul(REDEAL_GAIN_PERCENT) {
         regroup(state, now_ms, id, &workers_of(record), &format!("shares {best:?} by speed"), decision);

@@ -269,6 +269,11 @@ impl TaskRecord {
         cohort::limit(&self.task)
     }
 
+    /// What is dealt to the workers that compute it together.
+    pub fn units(&self) -> cohort::Units {
+        cohort::units(&self.task).unwrap_or(cohort::Units { microbatches: 1, block: 1 })
+    }
+
     /// Whether it is done without work on behalf of `job`.
     pub fn is_cached_for(&self, job: &JobId) -> bool {
         matches!(&self.status, TaskStatus::Done { made_for, .. } if made_for.as_ref() != Some(job))

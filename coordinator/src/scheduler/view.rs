@@ -4,8 +4,9 @@ use super::advance::stage_summaries;
 use super::fact::Outcome;
 use super::place;
 use super::state::{JobRecord, State, TaskRecord, TaskStatus};
-use retort_common::ids::{Digest, JobId, WorkerId};
+use retort_common::ids::{Digest, JobId, TaskId, WorkerId};
 use retort_common::task::Stage;
+use std::collections::BTreeSet;
 
 /// Where a job stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +100,7 @@ pub struct WorkerView {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Training {
     /// Its task.
-    pub task: retort_common::ids::TaskId,
+    pub task: TaskId,
     /// Steps taken.
     pub steps: u64,
     /// Digest of the flat parameters as little-endian f32, hex.
@@ -110,7 +111,7 @@ pub struct Training {
 
 /// A job's trainings that are done.
 pub fn trainings(state: &State, id: &JobId) -> Vec<Training> {
-    let of = |id: &retort_common::ids::TaskId| {
+    let of = |id: &TaskId| {
         let record = state.tasks.get(id).filter(|record| record.stage == Stage::Train)?;
         let meta = record.meta()?;
         let weights_sha256 = meta.get("weights_sha256")?.as_str()?.to_owned();
@@ -118,6 +119,16 @@ pub fn trainings(state: &State, id: &JobId) -> Vec<Training> {
         Some(Training { task: *id, steps, weights_sha256, loss })
     };
     state.jobs.get(id).into_iter().flat_map(|job| &job.tasks).filter_map(of).collect()
+}
+
+/// A job's trainings that are not done and may go on.
+pub fn open_trainings(state: &State, id: &JobId) -> BTreeSet<TaskId> {
+    let Some(job) = state.jobs.get(id).filter(|job| job.end.is_none()) else { return BTreeSet::new() };
+    let open = |id: &&TaskId| {
+        let record = state.tasks.get(id);
+        record.is_some_and(|record| record.stage == Stage::Train && record.meta().is_none())
+    };
+    job.tasks.iter().filter(open).copied().collect()
 }
 
 /// A job as it stands.

@@ -76,6 +76,7 @@ pub fn inputs(folder: &str) -> JobInputs {
         },
         teacher_query: None,
         students: Default::default(),
+        checkpoints: Default::default(),
     }
 }
 

@@ -4,6 +4,7 @@ use super::error::ExchangeError;
 use super::link::Link;
 use super::registry::{Ended, GatherIn, Hub, Inbox, ReduceIn, lock};
 use super::roster::Roster;
+use super::wire::Pool;
 use super::{Inner, gather, reduce, state};
 use crate::training::tree::Wire;
 use bytes::Bytes;
@@ -45,6 +46,8 @@ pub struct Shared {
     pub wire: Wire,
     pub gathers: tokio::sync::Mutex<Turn<(u64, u32), GatherIn>>,
     pub reduces: tokio::sync::Mutex<Turn<u64, ReduceIn>>,
+    /// Buffers for sums of buckets.
+    pub pool: Pool,
     spare: Mutex<Vec<Vec<f32>>>,
     spent: Mutex<Spent>,
 }
@@ -146,6 +149,7 @@ impl Cohort {
             wire,
             gathers: tokio::sync::Mutex::new(Turn { last: None, inboxes: gathers }),
             reduces: tokio::sync::Mutex::new(Turn { last: None, inboxes: reduces }),
+            pool: Pool::default(),
             spare: Mutex::new(Vec::new()),
             spent: Mutex::new(Spent::default()),
         };

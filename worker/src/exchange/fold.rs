@@ -1,6 +1,6 @@
 //! The order of additions in which partial sums become the sum, and the additions themselves.
 
-use super::wire::{Operand, add_into, sum_of};
+use super::wire::{Operand, Pool, add_into, sum_of};
 use crate::training::tree::{Wire, split};
 use std::ops::Range;
 
@@ -48,8 +48,8 @@ impl Fold {
         rest.next().is_none().then_some(fold)
     }
 
-    /// The sum of one bucket's operands, which are all of one length.
-    pub fn run(&self, operands: &[Operand<'_>]) -> Vec<f32> {
+    /// The sum of one bucket's operands, which are all of one length, in a buffer of the pool.
+    pub fn run(&self, operands: &[Operand<'_>], pool: &Pool) -> Vec<f32> {
         let mut operands = operands.iter();
         let mut stack: Vec<Term<'_>> = Vec::with_capacity(34);
         for step in &self.steps {
@@ -64,7 +64,7 @@ impl Fold {
                     };
                     // Addition commutes bit for bit, so the sum may be built where there is room already.
                     let mut sum = match (left, right) {
-                        (Term::Given(left), Term::Given(right)) => sum_of(left, right),
+                        (Term::Given(left), Term::Given(right)) => sum_of(left, right, pool.take()),
                         (Term::Sum(mut sum), Term::Given(other))
                         | (Term::Given(other), Term::Sum(mut sum)) => {
                             add_into(&mut sum, other);
@@ -72,6 +72,7 @@ impl Fold {
                         }
                         (Term::Sum(mut sum), Term::Sum(other)) => {
                             add_into(&mut sum, Operand::Values(&other));
+                            pool.put(other);
                             sum
                         }
                     };

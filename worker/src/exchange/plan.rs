@@ -112,7 +112,7 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use super::super::wire::{Operand, encode};
+    use super::super::wire::{Operand, Pool};
     use super::*;
     use crate::training::tree::TreeSum;
     use proptest::prelude::*;
@@ -179,14 +179,15 @@ mod tests {
             let deals = deals(values.len() as u32, wire.block(), &cuts);
             let plan = Plan::new(&deals, 5, wire, 64);
             let partials: Vec<_> = plan.sources().iter().map(|(_, node)| tree_sum(node, &values, wire)).collect();
-            let bytes: Vec<_> = partials.iter().map(|values| encode(wire, values.clone())).collect();
+            let pool = Pool::default();
+            let bytes: Vec<_> = partials.iter().map(|values| pool.encode(wire, values.clone())).collect();
             let bits = |values: Vec<f32>| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
             let expected = bits(tree_sum(&(0..values.len() as u32), &values, wire));
             for owner in 0..plan.members() {
                 let operands: Vec<_> = plan.sources().iter().enumerate().map(|(at, (rank, _))| {
                     if *rank == owner { Operand::Values(&partials[at]) } else { Operand::of(wire, &bytes[at]) }
                 }).collect();
-                prop_assert_eq!(&bits(plan.fold().run(&operands)), &expected);
+                prop_assert_eq!(&bits(plan.fold().run(&operands, &pool)), &expected);
             }
         }
 

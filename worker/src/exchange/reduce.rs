@@ -273,9 +273,10 @@ impl Owner<'_> {
                 }
             }
             let begun = Instant::now();
-            let sum = self.fold(&fold, &sources, &chunks, &bucket)?;
-            out[bucket.start - start..bucket.end - start].copy_from_slice(&sum);
-            let chunk = Chunk::new(bucket.start as u64, 0, wire::encode(self.plan.wire(), sum));
+            let place = bucket.start - start..bucket.end - start;
+            let sum = self.fold(&fold, &sources, &chunks, &bucket, &mut out[place])?;
+            let data = self.shared.pool.encode(self.plan.wire(), sum);
+            let chunk = Chunk::new(bucket.start as u64, 0, data);
             summing += begun.elapsed();
             for peer in peers.iter_mut().flatten() {
                 peer.reply(Part::Chunk(chunk.clone())).await?;
@@ -290,13 +291,14 @@ impl Owner<'_> {
         Ok(summing)
     }
 
-    /// One bucket's sum in tree order, which must be finite.
+    /// One bucket's sum in tree order, which must be finite; `out` gets it, too.
     fn fold(
         &self,
         fold: &Fold,
         sources: &[(usize, Range<u32>)],
         chunks: &[Bytes],
         bucket: &Range<usize>,
+        out: &mut [f32],
     ) -> Result<Vec<f32>, ExchangeError> {
         let rank = self.shared.hub.roster.rank;
         let (mut own, mut others) = (self.mine.iter(), chunks.iter());
@@ -308,8 +310,8 @@ impl Owner<'_> {
             }
         };
         let operands: Vec<Operand<'_>> = sources.iter().filter_map(operand).collect();
-        let sum = fold.run(&operands);
-        if all_finite(&sum) {
+        let sum = fold.run(&operands, &self.shared.pool);
+        if Operand::Values(&sum).copy_finite(out) {
             return Ok(sum);
         }
         let place = |at: usize| (bucket.start + at) as u64;

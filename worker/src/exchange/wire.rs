@@ -1,8 +1,9 @@
 //! Values as bytes and back, sums over bytes where they lie, and checks.
 
+use super::registry::lock;
 use crate::training::tree::{Wire, to_bf16};
 use bytes::Bytes;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 // Values travel as they lie in memory.
 const _: () = assert!(cfg!(target_endian = "little"), "tensors travel little-endian");
@@ -40,10 +41,17 @@ impl<'a> Operand<'a> {
 
     /// A copy.
     pub fn to_vec(self) -> Vec<f32> {
+        let mut values = Vec::new();
+        self.extend(&mut values);
+        values
+    }
+
+    /// Appends a copy.
+    pub fn extend(self, to: &mut Vec<f32>) {
         match self {
-            Self::Values(values) => values.to_vec(),
-            Self::F32(bytes) => bytes.chunks_exact(4).map(f32_at).collect(),
-            Self::Bf16(bytes) => bytes.chunks_exact(2).map(bf16_at).collect(),
+            Self::Values(values) => to.extend_from_slice(values),
+            Self::F32(bytes) => to.extend(bytes.chunks_exact(4).map(f32_at)),
+            Self::Bf16(bytes) => to.extend(bytes.chunks_exact(2).map(bf16_at)),
         }
     }
 
@@ -80,21 +88,22 @@ pub fn all_finite(values: &[f32]) -> bool {
     values.iter().fold(0, |strange, value| strange | not_finite(*value)) == 0
 }
 
-/// The sum of two operands of one length.
-pub fn sum_of(left: Operand<'_>, right: Operand<'_>) -> Vec<f32> {
+/// The sum of two operands of one length, in memory that was used before.
+pub fn sum_of(left: Operand<'_>, right: Operand<'_>, mut sum: Vec<f32>) -> Vec<f32> {
+    sum.clear();
     match (left, right) {
         (Operand::F32(a), Operand::F32(b)) => {
-            a.chunks_exact(4).zip(b.chunks_exact(4)).map(|(a, b)| f32_at(a) + f32_at(b)).collect()
+            sum.extend(a.chunks_exact(4).zip(b.chunks_exact(4)).map(|(a, b)| f32_at(a) + f32_at(b)));
         }
         (Operand::Values(a), Operand::F32(b)) | (Operand::F32(b), Operand::Values(a)) => {
-            a.iter().zip(b.chunks_exact(4)).map(|(a, b)| a + f32_at(b)).collect()
+            sum.extend(a.iter().zip(b.chunks_exact(4)).map(|(a, b)| a + f32_at(b)));
         }
         (left, right) => {
-            let mut sum = left.to_vec();
+            left.extend(&mut sum);
             add_into(&mut sum, right);
-            sum
         }
     }
+    sum
 }
 
 /// Adds an operand of the same length.
@@ -145,24 +154,92 @@ impl Shared {
     }
 }
 
-/// Values as they go over the wire; those of bf16 were rounded before, so that nothing is lost here.
-pub fn encode(wire: Wire, values: Vec<f32>) -> Bytes {
-    match wire {
-        Wire::F32 => Shared::new(values).bytes(),
-        Wire::Bf16 { .. } => encode_bf16(&values),
+/// Buffers of a bucket's size that are used again and again: fresh memory would fault in page by page.
+#[derive(Clone, Debug, Default)]
+pub struct Pool(Arc<Mutex<Vec<Vec<f32>>>>);
+
+/// Buffers that a pool keeps.
+const MAX_POOLED: usize = 64;
+
+impl Pool {
+    /// A buffer, whatever is in it.
+    pub fn take(&self) -> Vec<f32> {
+        lock(&self.0).pop().unwrap_or_default()
+    }
+
+    /// Keeps a buffer for later.
+    pub fn put(&self, buffer: Vec<f32>) {
+        let mut buffers = lock(&self.0);
+        if buffers.len() < MAX_POOLED {
+            buffers.push(buffer);
+        }
+    }
+
+    /// Values as they go over the wire; those of bf16 were rounded before, so that nothing is lost here. The buffer
+    /// comes back when nobody refers to the bytes any more.
+    pub fn encode(&self, wire: Wire, values: Vec<f32>) -> Bytes {
+        match wire {
+            Wire::F32 => Bytes::from_owner(Pooled { values, pool: self.clone() }),
+            Wire::Bf16 { .. } => {
+                let bytes = encode_bf16(&values);
+                self.put(values);
+                bytes
+            }
+        }
+    }
+}
+
+/// Values on their way, which go back to their pool.
+struct Pooled {
+    values: Vec<f32>,
+    pool: Pool,
+}
+
+impl AsRef<[u8]> for Pooled {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.values)
+    }
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        self.pool.put(std::mem::take(&mut self.values));
+    }
+}
+
+/// Halves on their way.
+struct Halves(Vec<u16>);
+
+impl AsRef<[u8]> for Halves {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
     }
 }
 
 /// Values as bf16.
 pub fn encode_bf16(values: &[f32]) -> Bytes {
-    let halves: Vec<u16> = values.iter().map(|value| to_bf16(*value)).collect();
-    Bytes::copy_from_slice(bytemuck::cast_slice(&halves))
+    Bytes::from_owner(Halves(values.iter().map(|value| to_bf16(*value)).collect()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn encode(wire: Wire, values: Vec<f32>) -> Bytes {
+        Pool::default().encode(wire, values)
+    }
+
+    #[test]
+    fn buffers_come_back_when_their_bytes_are_gone() {
+        let pool = Pool::default();
+        let bytes = pool.encode(Wire::F32, vec![1.0, 2.0]);
+        let slice = bytes.slice(4..);
+        drop(bytes);
+        assert!(pool.take().is_empty());
+        drop(slice);
+        assert_eq!(pool.take(), [1.0, 2.0]);
+    }
 
     proptest! {
         #[test]
@@ -197,7 +274,7 @@ mod tests {
             let expected: Vec<f32> = pairs.iter().map(|(a, b)| a + b).collect();
             for left in [Operand::Values(&a), Operand::F32(&a_bytes)] {
                 for right in [Operand::Values(&b), Operand::F32(&b_bytes)] {
-                    prop_assert_eq!(&sum_of(left, right), &expected);
+                    prop_assert_eq!(&sum_of(left, right, vec![1.0]), &expected);
                 }
             }
         }

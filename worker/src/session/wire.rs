@@ -30,9 +30,9 @@ pub(super) fn decode(run: proto::Run, (id, attempt): Key, store_url: &str) -> Re
         return Err("the task's digest is another; use the same version of retort everywhere".to_owned());
     }
     let cohort = cohort.into_iter().map(member).collect::<Result<Vec<_>, _>>()?;
-    match cohort::limit(&task) {
-        Some(microbatches) if !cohort.is_empty() => {
-            cohort::check(&cohort, microbatches).map_err(|error| error.to_string())?;
+    match cohort::units(&task) {
+        Some(units) if !cohort.is_empty() => {
+            cohort::check(&cohort, units.microbatches).map_err(|error| error.to_string())?;
         }
         None if !cohort.is_empty() => return Err("it is no task for a cohort".to_owned()),
         _ => {}

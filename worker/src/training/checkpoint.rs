@@ -13,9 +13,6 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 use tokio::runtime::Handle;
 
-/// Checkpoints of a lineage that are kept; older ones are deleted once a newer one is complete.
-const KEEP: usize = 2;
-
 /// The state after a step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Checkpoint {
@@ -40,6 +37,8 @@ pub struct Checkpoints {
     job: JobId,
     task: TaskId,
     lineage: String,
+    /// How many are kept; older ones are deleted once a newer one is complete.
+    keep: usize,
 }
 
 /// The one checkpoint that is being written, and memory for the next.
@@ -60,7 +59,7 @@ pub enum Offered {
 
 impl Checkpoints {
     /// Those of a task, under the job on whose behalf it runs.
-    pub fn new(bench: &Workbench<'_>, task: TaskId, lineage: u32) -> Self {
+    pub fn new(bench: &Workbench<'_>, task: TaskId, lineage: u32, keep: u32) -> Self {
         Self {
             store: bench.artifacts.store().clone(),
             runtime: bench.runtime.clone(),
@@ -68,6 +67,7 @@ impl Checkpoints {
             job: bench.job.clone(),
             task,
             lineage: checkpoint::lineage(task, lineage),
+            keep: keep.max(1) as usize,
         }
     }
 
@@ -196,7 +196,7 @@ impl Checkpoints {
     /// Deletes old checkpoints, manifests first, so that none stands without its parts.
     fn prune(&self) -> Result<(), TaskError> {
         let manifests = self.manifests()?;
-        let old = manifests.len().saturating_sub(KEEP);
+        let old = manifests.len().saturating_sub(self.keep);
         for manifest in &manifests[..old] {
             let folder = manifest.trim_end_matches("manifest.json");
             self.runtime.block_on(async {

@@ -107,30 +107,47 @@ impl TreeSum {
         self.next += 1;
         self.wire.round(&node, self.leaves, &mut leaf);
         self.partial.push((node, leaf));
-        while let [.., (left, _), (right, _)] = &self.partial[..]
-            && left.len() == right.len()
-        {
-            self.join();
-        }
+        // Each sum that the leaf completes is of twice as many leaves as the one before.
+        let whole = |(at, (node, _)): (usize, &(Range<u32>, Vec<f32>))| node.len() == 1 << at;
+        let lefts = self.partial.iter().rev().skip(1).enumerate();
+        let joins = lefts.take_while(|left| whole(*left)).count();
+        self.join(joins);
     }
 
     /// The sum over all leaves; nothing where there were none.
     pub fn finish(mut self) -> Option<Vec<f32>> {
-        while self.partial.len() > 1 {
-            self.join();
-        }
+        self.join(self.partial.len().saturating_sub(1));
         self.partial.pop().map(|(_, sum)| sum)
     }
 
-    fn join(&mut self) {
-        if let (Some((right_node, right)), Some((node, left))) = (self.partial.pop(), self.partial.last_mut())
-        {
-            left.iter_mut().zip(right).for_each(|(a, b)| *a += b);
-            node.end = right_node.end;
-            self.wire.round(node, self.leaves, left);
+    /// Joins the last sum with the one before it, that with the one before, and so on. All additions to a value are
+    /// made while it is in the cache, so that long vectors are read and written once.
+    fn join(&mut self, joins: usize) {
+        let first = self.partial.len().saturating_sub(1 + joins);
+        let ended = self.partial.split_off((first + 1).min(self.partial.len()));
+        let (Some((target_node, target)), Some(((last_node, last), lefts))) =
+            (self.partial.last_mut(), ended.split_last())
+        else {
+            return;
+        };
+        let mut sum = [0.0; JOIN_VALUES];
+        for (at, target) in target.chunks_mut(JOIN_VALUES).enumerate() {
+            let place = at * JOIN_VALUES..at * JOIN_VALUES + target.len();
+            let sum = &mut sum[..target.len()];
+            sum.copy_from_slice(&last[place.clone()]);
+            for (node, left) in lefts.iter().rev() {
+                left[place.clone()].iter().zip(&mut *sum).for_each(|(left, sum)| *sum += left);
+                self.wire.round(&(node.start..last_node.end), self.leaves, sum);
+            }
+            target.iter_mut().zip(&*sum).for_each(|(left, sum)| *left += sum);
+            self.wire.round(&(target_node.start..last_node.end), self.leaves, target);
         }
+        target_node.end = last_node.end;
     }
 }
+
+/// Values whose additions are made together.
+const JOIN_VALUES: usize = 4096;
 
 #[cfg(test)]
 mod tests {

@@ -113,14 +113,17 @@ impl Planner<'_, '_> {
         earlier: &BTreeMap<&str, Trained>,
     ) -> Result<StudentStart, PlanError> {
         let missing = |key| PlanError::Missing { student: student.name.clone(), key };
+        let checkpoint = self.context.inputs.checkpoints.get(&student.name);
         let init = match student.init.as_str() {
+            // Its weights are replaced.
+            _ if checkpoint.is_some() => ProjectionStart::Random,
             // An MLP cannot start from a linear map, and an encoder without a projection has nothing to start.
             _ if student.hidden.is_some() || student.dim.is_none() => ProjectionStart::Random,
             "random" => ProjectionStart::Random,
             "pca" => ProjectionStart::Pca { pca: pca.cloned().ok_or_else(|| missing("pca"))? },
             name => ProjectionStart::Head { student: head(student, name, earlier)?.last.clone() },
         };
-        Ok(match student.kind {
+        let start = match student.kind {
             StudentKind::Head => {
                 let dim = student.dim.ok_or_else(|| missing("dim"))?;
                 StudentStart::Head { input, dim, hidden: student.hidden, init }
@@ -133,6 +136,10 @@ impl Planner<'_, '_> {
                 dim: student.dim,
                 init,
             },
+        };
+        Ok(match checkpoint {
+            Some(checkpoint) => StudentStart::Warm { shape: Box::new(start), checkpoint: checkpoint.clone() },
+            None => start,
         })
     }
 

@@ -56,7 +56,7 @@ fn honest(label: &proto::Label) -> (proto::ReduceOpen, Vec<Chunk>) {
 }
 
 fn chunk(offset: u64, node: u32, values: &[f32]) -> Chunk {
-    Chunk::new(offset, node, wire::encode(Wire::F32, values.to_vec()))
+    Chunk::new(offset, node, Bytes::copy_from_slice(bytemuck::cast_slice(values)))
 }
 
 fn parts(open: proto::ReduceOpen, chunks: Vec<Chunk>) -> Vec<Part> {

@@ -133,6 +133,7 @@ impl<'a> Membership<'a> {
         seat: &'a Seat<'a>,
         runtime: Handle,
         lineage: &str,
+        wire: Wire,
         generation: &Generation,
     ) -> Result<Self, TaskError> {
         let Generation { number, members } = generation;
@@ -146,7 +147,7 @@ impl<'a> Membership<'a> {
             (Some(exchange), _) => {
                 let members = members.iter().map(peer).collect();
                 let (lineage, generation) = (lineage.to_owned(), u64::from(number.0));
-                let joined = exchange.join(Roster { lineage, generation, members, rank }, Wire::F32);
+                let joined = exchange.join(Roster { lineage, generation, members, rank }, wire);
                 Some(joined.map_err(|error| TaskError::Cohort(error.to_string()))?)
             }
         };

@@ -9,7 +9,7 @@ use super::super::order::OrderReader;
 use super::cohort::{Broken, Membership, Standing, next_generation};
 use super::doubt::{Check, Doubt, check};
 use super::telling::Telling;
-use super::trainer::Trainer;
+use super::trainer::{Trainer, wire};
 use crate::report::StepPoint;
 use crate::session::Stop;
 use crate::training::checkpoint::{Checkpoint, Checkpoints, InFlight, Offered};
@@ -93,7 +93,8 @@ impl Course<'_> {
         loop {
             let generation = next_generation(seat, runtime, after, trouble.as_ref())?;
             let lineage = self.checkpoints.lineage().to_owned();
-            let membership = Membership::join(seat, runtime.clone(), &lineage, &generation)?;
+            let wire = wire(self.trainer.phase);
+            let membership = Membership::join(seat, runtime.clone(), &lineage, wire, &generation)?;
             (after, self.leads) = (Some(membership.number()), membership.is_lead());
             let end = self.generation(&membership);
             self.say_end(&membership, &end);

@@ -13,6 +13,8 @@
 mod cohort;
 mod doubt;
 mod generations;
+#[cfg(test)]
+mod memory;
 mod objective;
 mod recompute;
 mod start;
@@ -86,7 +88,7 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
         bench,
         trainer,
         reader,
-        checkpoints: Checkpoints::new(bench, task.id(), 1),
+        checkpoints: Checkpoints::new(bench, task.id(), 1, phase.keep_last),
         in_flight: InFlight::default(),
         initial: &initial,
         first,

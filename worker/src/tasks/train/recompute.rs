@@ -4,10 +4,10 @@ use super::super::bench::TaskError;
 use super::super::order::StepRows;
 use super::cohort::{Broken, Membership, Standing};
 use super::doubt::{self, Check, What};
-use super::trainer::{Trainer, is_finite, select};
+use super::trainer::{Trainer, select, wire};
 use crate::exchange::wire::all_finite;
 use crate::matrix::Matrix;
-use crate::training::tree::{TreeSum, Wire};
+use crate::training::tree::TreeSum;
 use std::ops::Range;
 
 /// The round of exchange in which a generation hears what came of a check, between that of its state and its steps.
@@ -79,13 +79,13 @@ impl Trainer<'_> {
     /// The first value of a step that is not finite, by computing all of it here.
     fn strange(&self, step: u64, rows: &StepRows) -> Result<Option<Strange>, TaskError> {
         let leaves = self.phase.microbatches;
-        let parts = self.microbatches(step, rows, 0..leaves)?;
+        let parts: Vec<_> = (0..leaves).map(|leaf| self.parts(rows, leaf)).collect();
         let mut vectors = Matrix::zeros(rows.texts.len(), self.tower.config().dim());
         for (leaf, part) in
             (0..).zip(&parts).flat_map(|(leaf, parts)| parts.iter().map(move |part| (leaf, part)))
         {
-            let output =
-                self.tower.encode_dropping(&part.batch, part.dropout.as_ref()).map_err(TaskError::input)?;
+            let (batch, dropout) = self.input(step, rows, part)?;
+            let output = self.tower.encode_dropping(&batch, dropout.as_ref()).map_err(TaskError::input)?;
             if !all_finite(output.data()) {
                 return Ok(Some((What::Vectors, leaf..leaf + 1)));
             }
@@ -93,15 +93,16 @@ impl Trainer<'_> {
                 vectors.row_mut(*cell).copy_from_slice(output.row(at));
             }
         }
-        let (outcome, _, d_vectors) = self.loss(step, rows, &vectors)?;
-        if !is_finite(&outcome, &d_vectors) {
+        let evaluated = self.loss(step, rows, vectors)?;
+        if !evaluated.is_finite() {
             return Ok(Some((What::Loss, 0..leaves)));
         }
-        let mut sum = TreeSum::of(&(0..leaves), leaves, Wire::F32);
+        let d_vectors = evaluated.d_vectors;
+        let mut sum = TreeSum::of(&(0..leaves), leaves, wire(self.phase));
         for (leaf, parts) in (0..).zip(&parts) {
             let mut total: Option<Vec<f32>> = None;
             for part in parts {
-                let gradient = self.forward(part)?.backward(&select(&d_vectors, &part.cells));
+                let gradient = self.forward(step, rows, part)?.backward(&select(&d_vectors, &part.cells));
                 match &mut total {
                     Some(total) => total.iter_mut().zip(gradient).for_each(|(a, b)| *a += b),
                     None => total = Some(gradient),

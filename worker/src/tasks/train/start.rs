@@ -3,12 +3,14 @@
 use super::super::bench::{TaskError, Workbench};
 use super::super::embed::pooling;
 use super::super::fit::load_pca;
-use super::super::input::{model_folder, tokenizer_file};
+use super::super::input::{local_copy, model_folder, tokenizer_file};
 use super::super::order::StepRows;
 use super::super::student::{Student, StudentShape, TOKENIZER};
 use crate::matrix::Matrix;
 use crate::model::{Batch, Head, Input, Tower, TowerConfig, load_encoder};
 use crate::text::{TokenBatch, Tokenizer};
+use crate::vectors::Tensors;
+use retort_common::spec::inputs::InputFile;
 use retort_common::task::{ProjectionStart, StudentStart};
 use std::path::PathBuf;
 
@@ -24,6 +26,11 @@ pub(super) fn begin(
             let Student { shape, params, .. } = Student::load(bench, student)?;
             let reads_text = matches!(shape.tower.input, Input::Tokens { .. });
             let tokenizer = if reads_text { Some(bench.part(student, TOKENIZER)?) } else { None };
+            Ok((shape, params, tokenizer))
+        }
+        StudentStart::Warm { shape, checkpoint } => {
+            let (shape, mut params, tokenizer) = begin(bench, shape, normalize, seed)?;
+            warm(bench, checkpoint, &mut params)?;
             Ok((shape, params, tokenizer))
         }
         StudentStart::Head { input, dim, hidden, init } => {
@@ -58,6 +65,25 @@ pub(super) fn begin(
             Ok((StudentShape { tower }, params, Some(tokenizer)))
         }
     }
+}
+
+/// Puts a checkpoint's weights in place. Behind the tower's it may hold parameters of the loss that it was trained by,
+/// which end with its training.
+fn warm(bench: &Workbench<'_>, checkpoint: &InputFile, params: &mut [f32]) -> Result<(), TaskError> {
+    let path = local_copy(bench, checkpoint)?;
+    let tensors = Tensors::read(&path)?;
+    let (_, values) = tensors.f32("params")?;
+    let (found, needed) = (values.len(), params.len());
+    if found < needed {
+        let text = "start from a checkpoint of a student of the same shape";
+        let url = &checkpoint.url;
+        return Err(TaskError::Input(format!("{url}: {found} parameters where {needed} are needed; {text}")));
+    }
+    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+        return Err(TaskError::Input(format!("{}: parameter {at} is not finite", checkpoint.url)));
+    }
+    params.copy_from_slice(&values[..needed]);
+    Ok(())
 }
 
 /// Puts the projection's first weights in place. Where scores are cosines, PCA's centring goes into the bias, so

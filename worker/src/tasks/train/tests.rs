@@ -19,7 +19,7 @@ const WIDTH: usize = 4;
 const ROWS: u64 = 40;
 const DIM: usize = 6;
 
-struct Quiet;
+pub(super) struct Quiet;
 
 impl Progress for Quiet {
     fn progress(&self, _: u64, _: u64, _: &str) {}
@@ -29,8 +29,20 @@ impl Progress for Quiet {
     }
 }
 
+/// The sizes of a training.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    pub batch: usize,
+    /// Components of the vectors.
+    pub dim: usize,
+    pub steps: u32,
+}
+
+const SMALL: Sizes = Sizes { batch: BATCH, dim: DIM, steps: STEPS };
+
 /// A store with training rows and vectors, and what a worker has.
-struct Fixture {
+pub(super) struct Fixture {
+    sizes: Sizes,
     runtime: tokio::runtime::Runtime,
     store: Store,
     folder: tempfile::TempDir,
@@ -42,23 +54,23 @@ fn artifact(kind: &str, name: &str) -> ArtifactId {
 }
 
 impl Fixture {
-    fn new() -> Self {
-        Self::with_vectors(|at| at)
+    pub(super) fn new(sizes: Sizes) -> Self {
+        Self::with_vectors(sizes, |at| at)
     }
 
     /// The same with other values in the vectors.
-    fn with_vectors(change: impl Fn(f32) -> f32) -> Self {
+    fn with_vectors(sizes: Sizes, change: impl Fn(f32) -> f32) -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let store = Store::open("memory:///").unwrap();
         let folder = tempfile::tempdir().unwrap();
         let (queries, passages) = (artifact("vectors", "queries"), artifact("vectors", "passages"));
         let vectors = VectorSet { queries: vec![queries.clone()], passages: vec![passages.clone()] };
-        let fixture = Self { runtime, store, folder, vectors };
+        let fixture = Self { sizes, runtime, store, folder, vectors };
         for (stream, set) in [(1, queries), (2, passages)] {
             let value = |at: u64| change(counter::unit(counter::hash(stream, &[at])) as f32 - 0.5);
-            let values: Vec<f32> = (0..ROWS * DIM as u64).map(value).collect();
+            let values: Vec<f32> = (0..ROWS * sizes.dim as u64).map(value).collect();
             let path = fixture.folder.path().join("vectors");
-            let shape = vec![ROWS as usize, DIM];
+            let shape = vec![ROWS as usize, sizes.dim];
             write_tensors(&path, &[("vectors", shape, Values::F32(&values))]).unwrap();
             fixture.put(&set, vec![(VECTORS.to_owned(), Content::File(path))], json!({}));
         }
@@ -82,7 +94,8 @@ impl Fixture {
     /// The training rows of some steps: a question, its positive and two negatives.
     fn order(&self, steps: std::ops::Range<u32>) -> ArtifactId {
         let (mut texts, mut known) = (Vec::new(), Vec::new());
-        for row in steps.start as u64 * BATCH as u64..u64::from(steps.end) * BATCH as u64 {
+        let batch = self.sizes.batch;
+        for row in steps.start as u64 * batch as u64..u64::from(steps.end) * batch as u64 {
             let draw = |stream: u64| counter::hash(9, &[row, stream]) % ROWS;
             texts.extend([draw(0) | 1 << 63, draw(1), draw(2), draw(3)]);
             known.push(draw(1));
@@ -96,15 +109,15 @@ impl Fixture {
         ];
         write_tensors(&path, &tensors).unwrap();
         let order = artifact("order", &format!("{steps:?}"));
-        let meta = json!({ "steps": steps.len(), "batch": BATCH, "width": WIDTH, "steps_per_part": 100 });
+        let meta = json!({ "steps": steps.len(), "batch": batch, "width": WIDTH, "steps_per_part": 100 });
         self.put(&order, vec![("000000.safetensors".to_owned(), Content::File(path))], meta);
         order
     }
 
     fn task(&self, start: StudentStart, steps: std::ops::Range<u32>, phase: &PhaseSpec) -> Task {
-        let (mut phase, whole) = (phase.clone(), steps == (0..STEPS));
+        let (mut phase, whole) = (phase.clone(), steps == (0..self.sizes.steps));
         let loss = std::mem::take(&mut phase.loss);
-        let span = Span { first: steps.start, end: steps.end, total: STEPS };
+        let span = Span { first: steps.start, end: steps.end, total: self.sizes.steps };
         Task::Train {
             start,
             order: self.order(steps.clone()),
@@ -113,7 +126,7 @@ impl Fixture {
             phase,
             loss,
             span: (!whole).then_some(span),
-            keeps_state: steps.end < STEPS,
+            keeps_state: steps.end < self.sizes.steps,
             normalize: true,
             seed: 5,
             fingerprint: "test".to_owned(),
@@ -140,7 +153,7 @@ impl Fixture {
     }
 
     /// Trains, stores the artifact, and gives its digest of weights and its loss curve.
-    fn train(
+    pub(super) fn train(
         &self,
         start: StudentStart,
         steps: std::ops::Range<u32>,
@@ -175,7 +188,7 @@ fn mlp() -> StudentStart {
 
 #[test]
 fn a_phase_in_parts_is_the_phase_in_one_piece() {
-    let fixture = Fixture::new();
+    let fixture = Fixture::new(SMALL);
     let phase = phase(json!({}));
     let (_, whole, curve) = fixture.train(mlp(), 0..STEPS, &phase);
     let (first, ..) = fixture.train(mlp(), 0..2, &phase);
@@ -188,7 +201,7 @@ fn a_phase_in_parts_is_the_phase_in_one_piece() {
 
 #[test]
 fn dropout_and_the_seed_of_a_step_change_weights() {
-    let fixture = Fixture::new();
+    let fixture = Fixture::new(SMALL);
     let digest = |extra: Value| fixture.train(mlp(), 0..STEPS, &phase(extra)).1["weights_sha256"].clone();
     let with = digest(json!({}));
     let without = digest(json!({ "dropout": 0.0 }));

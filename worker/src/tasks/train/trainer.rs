@@ -9,7 +9,7 @@ use crate::exchange::wire::all_finite;
 use crate::losses::{self, Outcome, Teacher};
 use crate::matrix::Matrix;
 use crate::model::{Batch, Dropout, Forward, Tower};
-use crate::optimizer::{AdamW, Schedule, clip_global_norm};
+use crate::optimizer::{AdamW, Schedule, clip_scale};
 use crate::report::StepPoint;
 use crate::text::TokenBatch;
 use crate::training::checkpoint::Checkpoint;
@@ -18,7 +18,7 @@ use crate::training::tree::{TreeSum, Wire, subtrees};
 use crate::vectors::VectorRows;
 use bytes::Bytes;
 use retort_common::ids::WorkerId;
-use retort_common::spec::PhaseSpec;
+use retort_common::spec::{PhaseSpec, WireSpec};
 use retort_common::task::VectorSet;
 use std::ops::Range;
 use std::rc::Rc;
@@ -129,7 +129,7 @@ impl Trainer<'_> {
         let grows = membership.look()?;
         membership.begin_step(step);
         let deal = membership.deal();
-        let parts = self.microbatches(step, rows, deal.clone())?;
+        let parts: Vec<Vec<Part>> = deal.clone().map(|at| self.parts(rows, at)).collect();
         // One microbatch needs no second forward pass: its graphs are kept. The kernels are the same either way.
         let keep = parts.len() == 1;
         let width = rows.texts.len() / self.phase.microbatches as usize;
@@ -140,12 +140,13 @@ impl Trainer<'_> {
         for part in parts.iter().flatten() {
             membership.look()?;
             let output = if keep {
-                let forward = self.forward(part)?;
+                let forward = self.forward(step, rows, part)?;
                 let vectors = forward.vectors.clone();
                 graphs.push(forward);
                 vectors
             } else {
-                self.tower.encode_dropping(&part.batch, part.dropout.as_ref()).map_err(TaskError::input)?
+                let (batch, dropout) = self.input(step, rows, part)?;
+                self.tower.encode_dropping(&batch, dropout.as_ref()).map_err(TaskError::input)?
             };
             for (at, cell) in part.cells.iter().enumerate() {
                 mine.row_mut(*cell - first_cell).copy_from_slice(output.row(at));
@@ -155,31 +156,30 @@ impl Trainer<'_> {
         membership.begin("gathering vectors");
         let (vectors, leave) = self.gather(membership, step, mine, grows, standing)?;
         membership.begin("computing the loss");
-        let (outcome, terms, d_vectors) = self.loss(step, rows, &vectors)?;
-        let value = outcome.value;
-        let alone = membership.deals().len() == 1;
-        if !alone && !is_finite(&outcome, &d_vectors) {
+        let evaluated = self.loss(step, rows, vectors)?;
+        if membership.deals().len() > 1 && !evaluated.is_finite() {
             let own = membership.worker(membership.rank());
             return Err(membership.doubt(own, 0..self.phase.microbatches, What::Loss));
         }
+        let Evaluated { value, terms, theta, d_vectors } = evaluated;
         membership.begin("computing gradients");
-        let (partials, backward) = self.partials(membership, deal.clone(), &parts, graphs, &d_vectors)?;
+        let (partials, backward) = self.partials(membership, (step, rows), &parts, graphs, &d_vectors)?;
         let microbatch = (encoding + backward) / deal.len().max(1) as u32;
         standing.microbatch_us = mean(standing.microbatch_us, microbatch);
         membership.begin("summing gradients");
         let mut gradient = membership.reduce(step, partials, standing)?;
         membership.begin("applying the gradient");
         // Everyone has the whole gradient by the loss's own parameters: it is added once, after the tree's root.
-        gradient.extend_from_slice(&outcome.theta);
+        gradient.extend_from_slice(&theta);
         self.optimizer.clear_frozen(&mut gradient);
         let clip = if self.phase.clip_norm > 0.0 { self.phase.clip_norm } else { f64::INFINITY };
-        let gradient_norm = clip_global_norm(&mut gradient, clip);
+        let (gradient_norm, scale) = clip_scale(&gradient, clip);
         if !value.is_finite() || !gradient_norm.is_finite() {
             let what = format!("loss {value} and gradient norm {gradient_norm} are not finite");
             return Err(Broken::Task(self.not_finite(step, rows, &what)?));
         }
         let learning_rate = self.schedule.at(step);
-        self.optimizer.step(&mut self.params, &gradient, learning_rate);
+        self.optimizer.step_scaled(&mut self.params, &gradient, scale, learning_rate);
         let len = self.tower_len();
         gradient.truncate(len);
         membership.recycle(gradient);
@@ -247,24 +247,24 @@ impl Trainer<'_> {
     fn partials(
         &self,
         membership: &Membership<'_>,
-        deal: Range<u32>,
+        (step, rows): (u64, &StepRows),
         microbatches: &[Vec<Part>],
         graphs: Vec<Forward>,
         d_vectors: &Matrix,
     ) -> Result<(Partials, Duration), Broken> {
         let begun = Instant::now();
-        let leaves = self.phase.microbatches;
+        let (leaves, deal) = (self.phase.microbatches, membership.deal());
         let mut graphs = graphs.into_iter();
         let mut partials = Vec::new();
         for node in subtrees(deal.clone(), leaves) {
-            let mut sum = TreeSum::of(&node, leaves, Wire::F32);
+            let mut sum = TreeSum::of(&node, leaves, wire(self.phase));
             for leaf in node.clone() {
                 let mut total = vec![0.0; self.tower_len()];
                 for part in &microbatches[(leaf - deal.start) as usize] {
                     membership.look()?;
                     let forward = match graphs.next() {
                         Some(graph) => graph,
-                        None => self.forward(part)?,
+                        None => self.forward(step, rows, part)?,
                     };
                     forward.backward_into(&select(d_vectors, &part.cells), &mut total);
                 }
@@ -275,61 +275,62 @@ impl Trainer<'_> {
         Ok((partials, begun.elapsed()))
     }
 
-    /// The parts of some microbatches. How they are cut depends on the microbatch alone, never on who computes it.
-    pub(super) fn microbatches(
+    pub(super) fn forward(&self, step: u64, rows: &StepRows, part: &Part) -> Result<Forward, TaskError> {
+        let (batch, dropout) = self.input(step, rows, part)?;
+        self.tower.forward_dropping(&batch, dropout.as_ref()).map_err(TaskError::input)
+    }
+
+    /// What the tower is applied to. It is made anew for each pass: that of one microbatch is in memory at a time.
+    pub(super) fn input(
         &self,
         step: u64,
         rows: &StepRows,
-        deal: Range<u32>,
-    ) -> Result<Vec<Vec<Part>>, TaskError> {
-        let cells = rows.texts.len() / self.phase.microbatches as usize;
-        let deal = deal.start as usize..deal.end as usize;
-        let parts = |at: usize| {
-            let mut parts = self.parts(rows, at * cells..(at + 1) * cells)?;
-            for part in &mut parts {
-                let numbers = part.cells.iter().map(|cell| (cell - at * cells) as u64).collect();
-                part.dropout = Dropout::new(self.phase.dropout, self.seed, step, at as u64, numbers);
-            }
-            Ok(parts)
-        };
-        deal.map(parts).collect()
-    }
-
-    pub(super) fn forward(&self, part: &Part) -> Result<Forward, TaskError> {
-        self.tower.forward_dropping(&part.batch, part.dropout.as_ref()).map_err(TaskError::input)
-    }
-
-    /// Vectors go through a head together, and texts through an encoder that computes no padding. Elsewhere texts go
-    /// with others of about their length.
-    fn parts(&self, rows: &StepRows, cells: std::ops::Range<usize>) -> Result<Vec<Part>, TaskError> {
+        part: &Part,
+    ) -> Result<(Batch, Option<Dropout>), TaskError> {
         if let Some(inputs) = &self.inputs {
-            let batch = Batch::Vectors(inputs.gather(&rows.texts[cells.clone()])?);
-            return Ok(vec![Part { cells: cells.collect(), batch, dropout: None }]);
+            let texts: Vec<_> = part.cells.iter().map(|cell| rows.texts[*cell]).collect();
+            let dropout = self.dropout(step, rows, part);
+            return Ok((Batch::Vectors(inputs.gather(&texts)?), dropout));
+        }
+        let tokens: Vec<_> = part.cells.iter().map(|cell| rows.tokens[*cell].as_slice()).collect();
+        let batch = Batch::Tokens(TokenBatch::new(&tokens, self.pad_token_id));
+        Ok((batch, self.dropout(step, rows, part)))
+    }
+
+    fn dropout(&self, step: u64, rows: &StepRows, part: &Part) -> Option<Dropout> {
+        let first = part.microbatch as usize * self.cells(rows);
+        let numbers = part.cells.iter().map(|cell| (cell - first) as u64).collect();
+        Dropout::new(self.phase.dropout, self.seed, step, u64::from(part.microbatch), numbers)
+    }
+
+    /// Texts of a microbatch.
+    fn cells(&self, rows: &StepRows) -> usize {
+        rows.texts.len() / self.phase.microbatches as usize
+    }
+
+    /// How a microbatch is cut, which depends on it alone, never on who computes it. Vectors go through a head together,
+    /// and texts through an encoder that computes no padding. Elsewhere texts go with others of about their length.
+    pub(super) fn parts(&self, rows: &StepRows, microbatch: u32) -> Vec<Part> {
+        let first = microbatch as usize * self.cells(rows);
+        let mut sorted: Vec<usize> = (first..first + self.cells(rows)).collect();
+        if self.inputs.is_some() {
+            return vec![Part { microbatch, cells: sorted }];
         }
         let length = |cell: usize| rows.tokens[cell].len();
-        let mut sorted: Vec<usize> = cells.collect();
         sorted.sort_by_key(|cell| (std::cmp::Reverse(length(*cell)), *cell));
         let mut parts = Vec::new();
         while let Some(longest) = sorted.first().copied() {
             let least = if self.tower.computes_padding() { LEAST_FILL * length(longest) as f64 } else { 0.0 };
             let fits = |cell: &usize| length(*cell) as f64 >= least;
             let rest = sorted.split_off(sorted.partition_point(fits));
-            let tokens: Vec<_> = sorted.iter().map(|cell| rows.tokens[*cell].as_slice()).collect();
-            let batch = Batch::Tokens(TokenBatch::new(&tokens, self.pad_token_id));
-            parts.push(Part { cells: sorted, batch, dropout: None });
+            parts.push(Part { microbatch, cells: sorted });
             sorted = rest;
         }
-        Ok(parts)
+        parts
     }
 
     /// The loss of the gathered vectors [texts, dim] and its gradient for them.
-    #[allow(clippy::type_complexity)]
-    pub(super) fn loss(
-        &self,
-        step: u64,
-        rows: &StepRows,
-        vectors: &Matrix,
-    ) -> Result<(Outcome<f32>, Vec<(String, f64)>, Matrix), TaskError> {
+    pub(super) fn loss(&self, step: u64, rows: &StepRows, vectors: Matrix) -> Result<Evaluated, TaskError> {
         let width = rows.texts.len() / rows.known_positives.len();
         // Single texts stand on both sides of the batch; only the side of the questions is compared.
         let single = width == 1;
@@ -339,11 +340,13 @@ impl Trainer<'_> {
             if single { query_cells.clone() } else { all.filter(|cell| cell % width > 0).collect() };
         let texts = |cells: &[usize]| cells.iter().map(|cell| rows.texts[*cell]).collect::<Vec<_>>();
         let numbers = |cells: &[usize]| texts(cells).iter().map(TextRow::row).collect::<Vec<_>>();
-        let (queries, passages) = (select(vectors, &query_cells), select(vectors, &passage_cells));
+        let (count, dim) = (vectors.rows(), vectors.dim());
+        let (queries, passages) = (select(&vectors, &query_cells), select(&vectors, &passage_cells));
+        drop(vectors);
         let teacher_queries = self.signal.gather(&texts(&query_cells))?;
         let teacher_passages = self.signal.gather(&texts(&passage_cells))?;
         let batch = losses::Batch {
-            dim: vectors.dim(),
+            dim,
             microbatch: rows.known_positives.len() / self.phase.microbatches as usize,
             queries: queries.data(),
             passages: passages.data(),
@@ -357,28 +360,50 @@ impl Trainer<'_> {
             },
         };
         let (outcome, terms) = self.loss.evaluate(step, &batch, &self.params[self.tower_len()..])?;
-        let mut gradient = Matrix::zeros(vectors.rows(), vectors.dim());
-        let sides = [(&query_cells, &outcome.queries), (&passage_cells, &outcome.passages)];
+        let Outcome { value, theta, queries: d_queries, passages: d_passages, .. } = outcome;
+        drop((queries, passages, teacher_queries, teacher_passages));
+        let mut d_vectors = Matrix::zeros(count, dim);
+        let sides = [(&query_cells, &d_queries), (&passage_cells, &d_passages)];
         for (cells, values) in sides.into_iter().take(if single { 1 } else { 2 }) {
-            for (cell, row) in cells.iter().zip(values.chunks_exact(vectors.dim())) {
-                gradient.row_mut(*cell).copy_from_slice(row);
+            for (cell, row) in cells.iter().zip(values.chunks_exact(dim)) {
+                d_vectors.row_mut(*cell).copy_from_slice(row);
             }
         }
-        Ok((outcome, terms, gradient))
+        Ok(Evaluated { value, terms, theta, d_vectors })
+    }
+}
+
+/// The format of sums on their way between workers.
+pub(super) fn wire(phase: &PhaseSpec) -> Wire {
+    match phase.wire {
+        WireSpec::F32 => Wire::F32,
+        WireSpec::Bf16 => Wire::Bf16 { level: phase.wire_level },
+    }
+}
+
+/// What the loss of a step says.
+pub(super) struct Evaluated {
+    value: f64,
+    /// Its terms by name.
+    terms: Vec<(String, f64)>,
+    /// Gradient by the loss's own parameters.
+    theta: Vec<f32>,
+    /// Gradient by the vectors, [texts, dim].
+    pub(super) d_vectors: Matrix,
+}
+
+impl Evaluated {
+    /// Whether the loss and all of its gradients are numbers.
+    pub(super) fn is_finite(&self) -> bool {
+        self.value.is_finite() && all_finite(&self.theta) && all_finite(self.d_vectors.data())
     }
 }
 
 /// Texts that go through the tower together.
 pub(super) struct Part {
+    microbatch: u32,
     /// Where they stand among the texts of the step.
     pub(super) cells: Vec<usize>,
-    pub(super) batch: Batch,
-    pub(super) dropout: Option<Dropout>,
-}
-
-/// Whether a loss and all of its gradients are numbers.
-pub(super) fn is_finite(outcome: &Outcome<f32>, d_vectors: &Matrix) -> bool {
-    outcome.value.is_finite() && all_finite(&outcome.theta) && all_finite(d_vectors.data())
 }
 
 /// Some rows of a matrix.
