@@ -158,11 +158,14 @@ impl ShardIndex {
 
     /// The shard's own statistics, to be merged with those of the other shards.
     pub fn statistics(&self) -> CorpusStatistics {
-        let count = |(term, number): (&Box<str>, &u32)| (term.to_string(), self.range(*number).len() as u64);
         CorpusStatistics {
             documents: self.lengths.len() as u64,
             total_length: self.lengths.iter().map(|length| u64::from(*length)).sum(),
-            document_frequencies: self.terms.iter().map(count).collect(),
+            document_frequencies: self
+                .terms
+                .iter()
+                .map(|(term, number)| (term.to_string(), self.range(*number).len() as u64))
+                .collect(),
         }
     }
 
