@@ -240,12 +240,10 @@ fn check_student(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Check
         ensure(earlier_head(spec, student, &student.init).is_some_and(dims), &key("init"), message)?;
     }
     check_quantised(spec, student, at)?;
-    let trained = student.kind != StudentKind::Quantised;
     ensure(
-        trained != student.phase.is_empty(),
+        student.kind == StudentKind::Quantised || !student.phase.is_empty(),
         &key("name"),
-        "a head or an encoder needs at least one [[student.phase]], a quantised student none: train the head it \
-         stands on",
+        "a head or an encoder needs at least one [[student.phase]]",
     )?;
     for (number, phase) in student.phase.iter().enumerate() {
         let number = number.to_string();
@@ -288,6 +286,12 @@ fn check_quantised(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Che
         on == "teacher" || head.is_some(),
         &key("on"),
         "must be \"teacher\" or the name of an earlier head",
+    )?;
+    let linear = student.phase.is_empty() || head.is_none_or(|head| head.hidden.is_none());
+    ensure(
+        linear,
+        &key("phase"),
+        "training through codes needs a linear head: leave the head's `hidden` out",
     )?;
     let product = student.code.unwrap_or_default() == CodeKind::Product;
     let divides = head.and_then(|head| head.dim).is_none_or(|dim| dim.is_multiple_of(bytes));
@@ -342,7 +346,7 @@ fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&
             ensure(
                 student.kind == StudentKind::Encoder,
                 &key("data"),
-                "a head learns from questions: use \"queries\"",
+                "a head or codes learn from questions: use \"queries\"",
             )?;
         }
         PhaseData::Queries => {
@@ -398,6 +402,11 @@ fn check_optimizer(student: &StudentSpec, phase: &PhaseSpec, at: &[&str; 4]) -> 
     refuse(share(phase.beta2), "beta2", "must be at least 0 and below 1")?;
     refuse(phase.epsilon > 0.0 && phase.epsilon.is_finite(), "epsilon", "must be above 0")?;
     refuse(share(phase.dropout), "dropout", "must be at least 0 and below 1")?;
+    let pull = phase.commitment();
+    let pulls = pull >= 0.0 && pull.is_finite();
+    refuse(pulls, "commitment", "must not be negative")?;
+    let coded = student.kind == StudentKind::Quantised;
+    refuse(phase.commitment.is_none() || coded, "commitment", "goes with kind = \"quantised\"")?;
     let drops = student.kind == StudentKind::Encoder || student.hidden.is_some();
     refuse(phase.dropout == 0.0 || drops, "dropout", "a linear head has nothing to drop")?;
     let encoder = student.kind == StudentKind::Encoder;

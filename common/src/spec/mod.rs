@@ -210,7 +210,7 @@ pub struct StudentSpec {
     /// from its weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warm_start: Option<String>,
-    /// Its training, phase after phase.
+    /// Its training, phase after phase. A quantised student may do without: it is fitted then.
     #[serde(default)]
     pub phase: Vec<PhaseSpec>,
 }
@@ -296,6 +296,10 @@ pub struct PhaseSpec {
     /// Share of an encoder's activations that are set to 0 in training (an MLP's hidden ones, too).
     #[serde(default)]
     pub dropout: f64,
+    /// Quantised: the weight of the mean squared distance between a passage's mapped vector and what its code stands
+    /// for, beside the loss; 0.5 without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commitment: Option<f64>,
     /// Encoder: keep the embeddings as they are.
     #[serde(default)]
     pub freeze_embeddings: bool,
@@ -319,6 +323,16 @@ pub struct PhaseSpec {
     pub wire_level: u32,
     /// The loss: a weighted sum of its terms.
     pub loss: Vec<LossSpec>,
+}
+
+/// The default of a phase's `commitment`.
+const COMMITMENT: f64 = 0.5;
+
+impl PhaseSpec {
+    /// The weight that draws passages and their codes together.
+    pub fn commitment(&self) -> f64 {
+        self.commitment.unwrap_or(COMMITMENT)
+    }
 }
 
 /// What the rows of a training batch are.

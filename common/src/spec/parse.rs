@@ -225,6 +225,14 @@ loss = [{ kind = "info_nce", temperature = 0.05 }]
         }
         assert!(parse(&with("bytes = 3\non = \"head-8\"\ncode = \"residual\"\n"), "job.toml", &[]).is_ok());
         refuse(&GOOD.replace("dim = 8", "dim = 8\nbytes = 4"), &[], &["goes with kind = \"quantised\""]);
+        let phase = "[[student.phase]]\ndata = \"queries\"\nsteps = 5\nbatch = 4\nlearning_rate = 1e-3\n\
+                     loss = [{ kind = \"kl\" }]\n";
+        let trained = with(&format!("on = \"head-8\"\nbytes = 4\n{phase}commitment = 0.25\n"));
+        let phase = &parse(&trained, "job.toml", &[]).unwrap().student[1].phase[0];
+        assert_eq!(phase.commitment(), 0.25);
+        refuse(&trained.replace("0.25", "-1.0"), &[], &["commitment", "must not be negative"]);
+        refuse(&trained.replacen("dim = 8", "dim = 8\nhidden = 4", 1), &[], &["needs a linear head"]);
+        refuse(&GOOD.replace("steps = 10", "steps = 10\ncommitment = 0.5"), &[], &["kind = \"quantised\""]);
         let mixed = GOOD.replace("steps = 10", "steps = 10\nunlabelled = 0.5");
         refuse(&mixed, &[], &["only kl can learn from it"]);
         assert!(parse(&mixed.replace("info_nce", "kl"), "job.toml", &[]).is_ok());

@@ -140,7 +140,7 @@ pub enum Task {
     },
     /// One shard of vectors to codes and to the vectors that these stand for. Meta: rows, dim, first_row, bytes.
     Quantize {
-        /// The quantiser.
+        /// The quantiser, or a student that was trained through its codes.
         quantizer: ArtifactId,
         /// The vectors it reads.
         vectors: ArtifactId,
@@ -229,7 +229,7 @@ pub enum Task {
         start: StudentStart,
         /// The training rows.
         order: ArtifactId,
-        /// The vectors a head reads; none for an encoder.
+        /// The vectors a head or codes read; none for an encoder.
         inputs: Option<VectorSet>,
         /// The vectors of the signal.
         signal: VectorSet,

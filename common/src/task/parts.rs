@@ -81,6 +81,17 @@ pub enum StudentStart {
         /// How the projection starts.
         init: ProjectionStart,
     },
+    /// A map for each side and codebooks for passages, to be trained together: as a quantiser codes a linear head's
+    /// vectors.
+    Quantised {
+        /// Dimensions of the vectors it reads.
+        input: u32,
+        /// The head; none where the quantiser stands on the vectors themselves.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        head: Option<ArtifactId>,
+        /// What was fitted to the head's vectors.
+        quantizer: ArtifactId,
+    },
     /// A shape with the weights of a checkpoint.
     Warm {
         /// The shape, as it would start without the checkpoint.

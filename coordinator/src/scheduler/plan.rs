@@ -166,7 +166,7 @@ impl Planner<'_, '_> {
         let mut trained: BTreeMap<&str, Trained> = BTreeMap::new();
         for student in &spec.student {
             let planned = match student.kind {
-                StudentKind::Quantised => self.quantised(&base, student, &trained)?,
+                StudentKind::Quantised => self.quantised(&base, student, dim, &trained)?,
                 _ => self.student(&base, student, dim, pca.as_ref(), &trained)?,
             };
             trained.insert(&student.name, planned);

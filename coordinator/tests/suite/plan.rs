@@ -195,6 +195,35 @@ fn quantised_baselines_have_their_rows_on_teacher_and_students() {
 }
 
 #[test]
+fn codes_with_phases_are_trained_from_the_fitted_quantiser() {
+    let mut spec = sample::full("j", 1);
+    spec.student[1].phase = vec![spec.student[0].phase[0].clone()];
+    retort_common::spec::check(&spec).unwrap();
+    let tasks = last_plan(&spec);
+    let quantizer = tasks.iter().find(|task| matches!(task, Task::FitQuantizer { .. })).unwrap().output();
+    let starts = |task: &&Task| matches!(task, Task::Train { start: StudentStart::Quantised { .. }, .. });
+    let train = tasks.iter().find(starts).unwrap();
+    let Task::Train { start: StudentStart::Quantised { head: Some(head), quantizer: from, input }, .. } =
+        train
+    else {
+        panic!("no head: {train:?}")
+    };
+    assert_eq!((from, *input), (&quantizer, 8));
+    assert!(tasks.iter().any(|task| task.output() == *head));
+    // Questions go through the student's map, passages through its codes.
+    let student = train.output();
+    let through = |task: &&Task| match task {
+        Task::Project { student: by, .. } | Task::Quantize { quantizer: by, .. } => *by == student,
+        _ => false,
+    };
+    assert_eq!(tasks.iter().filter(through).count(), 1 + sample::SHARDS as usize);
+    let Some(Task::Report { rows, training, .. }) = tasks.last() else { panic!("no report") };
+    let row = rows.iter().find(|row| row.name == "codes").unwrap();
+    assert_eq!((row.kind.as_str(), row.bytes_per_passage), ("quantised", 2.0));
+    assert!(training.contains(&("codes".to_owned(), vec![student])));
+}
+
+#[test]
 fn students_with_the_same_rows_share_them() {
     let mut spec = sample::full("j", 1);
     let mut twin = spec.student[0].clone();

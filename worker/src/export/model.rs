@@ -197,6 +197,8 @@ pub fn head_layers(
             linear("head.hidden", *hidden, Activation::Gelu)?,
             linear("head.output", *dim, Activation::Identity)?,
         ]),
+        // Its two sides differ and end in codes: no folder of layers says that.
+        Head::Coded(_) => Err(FolderError::Layer { name: "head" }),
     }
 }
 

@@ -107,6 +107,8 @@ pub(super) enum ParamKind {
     Bias,
     /// Scale of a layer norm; starts at one.
     Scale,
+    /// Centroids of codes, [codebooks * 256, part]: decay would draw them away from the vectors they stand for.
+    Codebook,
 }
 
 /// A parameter before it has a place.

@@ -14,6 +14,7 @@
 //! - [`cross`]: cross-encoders, which score pairs of texts
 //! - [`probe`]: the numerics fingerprint
 
+mod coded;
 mod config;
 mod cross;
 mod device;
@@ -32,6 +33,7 @@ mod storage;
 mod tower;
 mod weights;
 
+pub use coded::{CodedHead, CodedShape, TwoSided};
 pub use config::{ConfigError, EncoderConfig};
 pub use cross::{CrossEncoder, CrossError};
 pub use device::{Device, DeviceError};

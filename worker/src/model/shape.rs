@@ -2,11 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::coded::CodedShape;
 use super::config::{ConfigError, EncoderConfig};
 use super::encoder::{encoder_specs, linear_specs};
 use super::flat::{ParamKind, ParamLayout, ParamSpec};
 use super::init::initial_params;
 use super::names::Architecture;
+use crate::fit::QuantizerError;
 use crate::matrix::Matrix;
 
 /// The largest width of a head.
@@ -71,6 +73,20 @@ pub enum TowerError {
         /// Rows of the word embedding.
         vocabulary_size: usize,
     },
+    /// Codes of a size that cannot be.
+    #[error(
+        "codes of {bytes} bytes cannot stand for {dim} dimensions: take 1 to 1024 bytes that divide them, or fewer \
+         residual ones"
+    )]
+    Codes {
+        /// Dimensions of the vectors.
+        dim: usize,
+        /// Bytes of a code.
+        bytes: usize,
+    },
+    /// Codebooks, or vectors for them, that are refused.
+    #[error(transparent)]
+    Codebooks(QuantizerError),
     /// A head cannot be set from this matrix.
     #[error("a head weight of shape {found:?} was given, the tower's head has {expected}")]
     Head {
@@ -129,6 +145,8 @@ pub enum Head {
         /// Width of the output.
         dim: usize,
     },
+    /// A linear layer for each side, then codes of a few bytes for passages.
+    Coded(CodedShape),
 }
 
 /// The shape of a tower.
@@ -164,6 +182,15 @@ impl TowerConfig {
                 width("the head's hidden layer", *hidden)?;
                 width("the head", *dim)
             }
+            Head::Coded(shape) => {
+                // Its maps read vectors that are there already.
+                if let Input::Tokens { .. } = self.input {
+                    let (expected, found) = ("vectors".to_owned(), "tokens".to_owned());
+                    return Err(TowerError::Input { expected, found });
+                }
+                width("the head", shape.dim)?;
+                shape.validate()
+            }
         }
     }
 
@@ -179,7 +206,7 @@ impl TowerConfig {
     pub fn dim(&self) -> usize {
         match &self.head {
             Head::None => self.head_input(),
-            Head::Linear { dim, .. } | Head::Mlp { dim, .. } => *dim,
+            Head::Linear { dim, .. } | Head::Mlp { dim, .. } | Head::Coded(CodedShape { dim, .. }) => *dim,
         }
     }
 
@@ -200,6 +227,7 @@ impl TowerConfig {
                 specs.extend(linear_specs("head.hidden", input, *hidden));
                 specs.extend(linear_specs("head.output", *hidden, *dim));
             }
+            Head::Coded(shape) => specs.extend(shape.specs(input)),
         }
         ParamLayout::new(specs)
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorData};
 
 use super::Device;
+use super::coded::{CodedGraph, CodedHead, TwoSided};
 use super::dropout::{Dropout, drop_vectors};
 use super::encoder::{Parameter, Parameters, TokenRows, embed_tokens, encode_tokens, first_token};
 use super::flat::{ParamEntry, ParamLayout};
@@ -18,8 +19,10 @@ use crate::text::TokenBatch;
 pub enum Batch {
     /// Padded token ids.
     Tokens(TokenBatch),
-    /// Vectors of shape [rows, dim].
+    /// Vectors of shape [rows, dim]; a head that ends in codes takes them for questions.
     Vectors(Matrix),
+    /// Vectors of questions and passages, for a head that ends in codes.
+    TwoSided(TwoSided),
 }
 
 impl Batch {
@@ -28,6 +31,7 @@ impl Batch {
         match self {
             Self::Tokens(tokens) => tokens.rows(),
             Self::Vectors(vectors) => vectors.rows(),
+            Self::TwoSided(both) => both.vectors.rows(),
         }
     }
 }
@@ -39,6 +43,8 @@ pub struct Tower {
     layout: Arc<ParamLayout>,
     /// Leaves of the autodiff graph.
     leaves: Parameters,
+    /// A head that ends in codes, which no tensor library differentiates.
+    coded: Option<Arc<CodedHead>>,
 }
 
 impl Tower {
@@ -47,7 +53,7 @@ impl Tower {
         config.validate()?;
         let layout = Arc::new(config.layout());
         let leaves = Parameters { by_path: Default::default(), device: device.inner.clone().autodiff() };
-        let mut tower = Self { config, layout, leaves };
+        let mut tower = Self { config, layout, leaves, coded: None };
         tower.set_params(params)?;
         Ok(tower)
     }
@@ -87,6 +93,9 @@ impl Tower {
         if params.len() != self.layout.len() {
             return Err(TowerError::Params { found: params.len(), expected: self.layout.len() });
         }
+        if let Head::Coded(shape) = self.config.head {
+            self.coded = Some(Arc::new(CodedHead::new(shape, &self.layout, params)?));
+        }
         let device = self.leaves.device.clone().inner();
         let place = |entry: &ParamEntry| {
             let data = TensorData::new(params[entry.range()].to_vec(), entry.shape.clone());
@@ -100,9 +109,17 @@ impl Tower {
         Ok(())
     }
 
+    /// The head that ends in codes, if this tower has one.
+    pub fn coded(&self) -> Option<&CodedHead> {
+        self.coded.as_deref()
+    }
+
     /// Output vectors of shape [rows, dim], not normalised, by the fastest kernels: for embedding and evaluation.
     pub fn encode(&self, batch: &Batch) -> Result<Matrix, TowerError> {
         self.check(batch)?;
+        if let Some(vectors) = self.output_coded(batch)? {
+            return Ok(vectors);
+        }
         let params = self.without_gradients(false);
         let embedded = self.embed(&params, batch).map(|embedded| embedded.tensors);
         Ok(self.matrix(self.output(&params, batch, embedded, None)))
@@ -121,6 +138,9 @@ impl Tower {
     /// As [`Tower::encode_training`], with dropout. Without it, not a bit differs.
     pub fn encode_dropping(&self, batch: &Batch, dropout: Option<&Dropout>) -> Result<Matrix, TowerError> {
         self.check(batch)?;
+        if let Some(vectors) = self.output_coded(batch)? {
+            return Ok(vectors);
+        }
         let embedded = self.embed(&self.without_gradients(false), batch);
         let embedded = embedded.map(|embedded| embedded.tensors.map(Tensor::autodiff));
         Ok(self.matrix(self.output(&self.without_gradients(true), batch, embedded, dropout).inner()))
@@ -129,6 +149,11 @@ impl Tower {
     /// As [`Tower::forward`], with dropout. Without it, not a bit differs.
     pub fn forward_dropping(&self, batch: &Batch, dropout: Option<&Dropout>) -> Result<Forward, TowerError> {
         self.check(batch)?;
+        let layout = self.layout.clone();
+        if let (Some(head), Batch::TwoSided(both)) = (&self.coded, batch) {
+            let (vectors, graph) = head.forward(both)?;
+            return Ok(Forward { vectors, graph: Graph::Coded(graph), layout });
+        }
         let embedded = self.embed(&self.without_gradients(false), batch).map(|embedded| {
             let [words, places] = embedded.tensors;
             // Both have the same gradient.
@@ -137,7 +162,18 @@ impl Tower {
         let tensors = embedded.as_ref().map(|embedded| embedded.tensors.clone());
         let output = self.output(&self.leaves, batch, tensors, dropout);
         let vectors = self.matrix(output.clone().inner());
-        Ok(Forward { vectors, output, layout: self.layout.clone(), leaves: self.leaves.clone(), embedded })
+        let graph = Graph::Tensors(Box::new(Tensors { output, leaves: self.leaves.clone(), embedded }));
+        Ok(Forward { vectors, graph, layout })
+    }
+
+    /// What a head that ends in codes gives; nothing where there is none.
+    fn output_coded(&self, batch: &Batch) -> Result<Option<Matrix>, TowerError> {
+        let Some(head) = &self.coded else { return Ok(None) };
+        match batch {
+            Batch::TwoSided(both) => Ok(Some(head.forward(both)?.0)),
+            Batch::Vectors(vectors) => Ok(Some(head.questions(vectors))),
+            Batch::Tokens(_) => unreachable!("check compares the batch with the input"),
+        }
     }
 
     /// Whether texts cost as much as the longest of those that they are computed with.
@@ -206,6 +242,7 @@ impl Tower {
                 let hidden = fused_gelu(params.linear("head.hidden", pooled));
                 params.linear("head.output", drop_vectors(dropout, "head.hidden", hidden, &params.device))
             }
+            Head::Coded(_) => unreachable!("codes are computed without tensors"),
         }
     }
 
@@ -220,6 +257,17 @@ impl Tower {
             Err(TowerError::Input { expected, found })
         };
         match (&self.config.input, batch) {
+            (_, Batch::TwoSided(both)) => {
+                let (rows, width) = (both.vectors.rows(), both.vectors.dim());
+                let fits = rows > 0 && width == self.config.head_input() && both.passages.len() == rows;
+                if self.coded.is_none() || !fits {
+                    let expected = match self.coded {
+                        Some(_) => format!("vectors of width {} of both sides", self.config.head_input()),
+                        None => "texts or vectors of one side".to_owned(),
+                    };
+                    return mismatch(expected, format!("{rows} vectors of width {width} of both sides"));
+                }
+            }
             (Input::Vectors { dim }, Batch::Vectors(vectors)) => {
                 if vectors.dim() != *dim || vectors.rows() == 0 {
                     let found = format!("{} vectors of width {}", vectors.rows(), vectors.dim());
@@ -268,8 +316,21 @@ struct Embedded {
 pub struct Forward {
     /// Output vectors of shape [rows, dim], not normalised.
     pub vectors: Matrix,
-    output: Tensor<2>,
+    graph: Graph,
     layout: Arc<ParamLayout>,
+}
+
+/// What leads from parameters to output vectors.
+#[derive(Debug)]
+enum Graph {
+    Tensors(Box<Tensors>),
+    Coded(CodedGraph),
+}
+
+/// A graph of tensors.
+#[derive(Debug)]
+struct Tensors {
+    output: Tensor<2>,
     leaves: Parameters,
     /// The look-up of tokens, a leaf of its own.
     embedded: Option<Embedded>,
@@ -298,14 +359,18 @@ impl Forward {
             "the gradient must have the shape of the vectors"
         );
         assert_eq!(flat.len(), self.layout.len(), "the gradient has a value for each parameter");
+        let Tensors { output, leaves, embedded } = match self.graph {
+            Graph::Coded(graph) => return graph.backward_into(d_vectors, &self.layout, flat),
+            Graph::Tensors(tensors) => *tensors,
+        };
         if flat.is_empty() {
             return;
         }
         let constant = TensorData::new(d_vectors.data().to_vec(), shape);
-        let constant = Tensor::<2>::from_data(constant, &self.leaves.device);
-        let mut gradients = (self.output * constant).sum().backward();
+        let constant = Tensor::<2>::from_data(constant, &leaves.device);
+        let mut gradients = (output * constant).sum().backward();
         for entry in self.layout.entries() {
-            let values = match &self.leaves.by_path[&entry.path] {
+            let values = match &leaves.by_path[&entry.path] {
                 Parameter::Vector(leaf) => leaf.grad_remove(&mut gradients).map(host_values),
                 Parameter::Table(leaf) => leaf.grad_remove(&mut gradients).map(host_values),
             };
@@ -314,7 +379,7 @@ impl Forward {
                 flat[entry.range()].iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
             }
         }
-        if let Some(Embedded { tensors: [words, _], rows }) = self.embedded
+        if let Some(Embedded { tensors: [words, _], rows }) = embedded
             && let Some(gradient) = words.grad_remove(&mut gradients)
         {
             rows.add_gradient(&host_values(gradient), &self.layout, flat);

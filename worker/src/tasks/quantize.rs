@@ -2,13 +2,17 @@
 
 use super::baseline::sample;
 use super::bench::{Content, Produced, TaskError, VECTORS, Workbench};
-use crate::fit::{Code, Quantizer, ResidualQuantizer, opq, train_opq};
+use super::student::Student;
+use crate::fit::{Code, Codes, Quantizer, ResidualQuantizer, opq, train_opq};
+use crate::matrix::Matrix;
+use crate::model::Tower;
 use crate::vectors::{Values, read_vectors, write_tensors, write_vectors};
 use retort_common::spec::CodeKind;
-use retort_common::task::Task;
+use retort_common::task::{ArtifactId, Task};
 use serde_json::json;
 
-const QUANTIZER: &str = "quantizer.safetensors";
+/// The part that holds a quantiser.
+pub const QUANTIZER: &str = "quantizer.safetensors";
 const CODES: &str = "codes.safetensors";
 
 /// A quantiser fitted to vectors, to a sample where there are many.
@@ -37,17 +41,24 @@ pub fn fit(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
     Ok(Produced { parts: vec![(QUANTIZER.to_owned(), Content::File(path))], meta })
 }
 
-/// One shard of passages to codes, and to the vectors that the codes stand for, in the space of those they were made
-/// of: questions need no map of their own, and a dense search ranks as a scan of the codes does.
+/// One shard of passages to codes, and to the vectors that the codes stand for: a dense search ranks as a scan of the
+/// codes does. Those of a fitted quantiser lie in the space of the vectors it reads, those of a student that was trained
+/// through its codes in its own, to which it has a map for questions.
 pub fn quantize(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
     let Task::Quantize { quantizer, vectors, normalize, .. } = task else {
         unreachable!("called with its own task")
     };
     let first_row = bench.manifest(vectors)?.meta["first_row"].as_u64().unwrap_or(0);
-    let quantizer = Quantizer::read(&bench.part(quantizer, QUANTIZER)?)?;
     let input = read_vectors(&bench.part(vectors, VECTORS)?)?;
-    let codes = quantizer.encode(&input, bench.threads).map_err(TaskError::input)?;
-    let mut decoded = quantizer.reconstruct(&codes).map_err(TaskError::input)?;
+    let (codes, mut decoded) = match quantizer.kind.as_str() {
+        "student" => through_student(bench, quantizer, &input)?,
+        _ => {
+            let quantizer = Quantizer::read(&bench.part(quantizer, QUANTIZER)?)?;
+            let codes = quantizer.encode(&input, bench.threads).map_err(TaskError::input)?;
+            let decoded = quantizer.reconstruct(&codes).map_err(TaskError::input)?;
+            (codes, decoded)
+        }
+    };
     if *normalize {
         decoded.normalize_rows();
     }
@@ -59,4 +70,24 @@ pub fn quantize(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskErro
     });
     let parts = vec![(VECTORS.to_owned(), Content::File(path)), (CODES.to_owned(), Content::File(code_path))];
     Ok(Produced { parts, meta })
+}
+
+/// The codes of a student that was trained through them.
+fn through_student(
+    bench: &Workbench<'_>,
+    student: &ArtifactId,
+    vectors: &Matrix,
+) -> Result<(Codes, Matrix), TaskError> {
+    let Student { shape, params, .. } = Student::load(bench, student)?;
+    if vectors.dim() != shape.tower.head_input() {
+        let (needed, found) = (shape.tower.head_input(), vectors.dim());
+        return Err(TaskError::Input(format!(
+            "{student} reads {needed} dimensions, the vectors have {found}"
+        )));
+    }
+    let tower = Tower::new(shape.tower, &params, &bench.device).map_err(TaskError::input)?;
+    let head = tower.coded().ok_or_else(|| TaskError::Input(format!("{student} ends in no codes")))?;
+    let codes = head.encode(vectors, bench.threads).map_err(TaskError::input)?;
+    let decoded = head.decode(&codes).map_err(TaskError::input)?;
+    Ok((codes, decoded))
 }

@@ -1,9 +1,10 @@
-//! A quantised student: a quantiser of the vectors of the teacher or a head, and the vectors its codes stand for.
+//! A quantised student: a quantiser of the vectors of the teacher or a head, and the vectors its codes stand for. With
+//! phases, the head's map and the quantiser's codebooks go on together from there.
 
 use super::students::head;
 use super::{Base, PlanError, Planner, Trained, derived_seed};
 use retort_common::spec::{StudentKind, StudentSpec};
-use retort_common::task::{ArtifactId, Task, VectorSet};
+use retort_common::task::{ArtifactId, StudentStart, Task, VectorSet};
 use std::collections::BTreeMap;
 
 impl Planner<'_, '_> {
@@ -11,6 +12,7 @@ impl Planner<'_, '_> {
         &mut self,
         base: &Base,
         student: &StudentSpec,
+        dim: u32,
         earlier: &BTreeMap<&str, Trained>,
     ) -> Result<Trained, PlanError> {
         let spec = self.context.spec;
@@ -28,6 +30,15 @@ impl Planner<'_, '_> {
             seed: derived_seed(spec.seed, &student.name, 0),
             fingerprint: base.fingerprint.clone(),
         });
+        if !student.phase.is_empty() {
+            let head = match student.on.as_deref() {
+                None | Some("teacher") => None,
+                Some(name) => Some(head(student, name, earlier)?.last.clone()),
+            };
+            let start = StudentStart::Quantised { input: dim, head, quantizer };
+            let trained = self.trained(base, student, start, earlier)?;
+            return Ok(Trained { bytes: Some(bytes), ..trained });
+        }
         let normalize = self.normalizes();
         let mut quantize = |vectors: &ArtifactId| {
             self.add(Task::Quantize {

@@ -18,7 +18,20 @@ impl Planner<'_, '_> {
         pca: Option<&ArtifactId>,
         earlier: &BTreeMap<&str, Trained>,
     ) -> Result<Trained, PlanError> {
-        let mut start = self.start(student, dim, pca, earlier)?;
+        let start = self.start(student, dim, pca, earlier)?;
+        let trained = self.trained(base, student, start, earlier)?;
+        let export = Some(self.export_student(student, &trained.last));
+        Ok(Trained { export, ..trained })
+    }
+
+    /// A student through its phases.
+    pub(super) fn trained(
+        &mut self,
+        base: &Base,
+        student: &StudentSpec,
+        mut start: StudentStart,
+        earlier: &BTreeMap<&str, Trained>,
+    ) -> Result<Trained, PlanError> {
         let (mut phases, mut negatives) = (Vec::new(), Vec::new());
         for index in 0..student.phase.len() {
             let last = self.phase(base, student, index, start, &mut negatives, earlier)?;
@@ -28,9 +41,7 @@ impl Planner<'_, '_> {
         let missing = || PlanError::Missing { student: student.name.clone(), key: "phase" };
         let last = phases.last().cloned().ok_or_else(missing)?;
         let vectors = self.student_vectors(base, student, &last);
-        let export = self.export_student(student, &last);
-        let export = Some(export);
-        Ok(Trained { phases, last, kind: student.kind, vectors, export, bytes: None, negatives })
+        Ok(Trained { phases, last, kind: student.kind, vectors, export: None, bytes: None, negatives })
     }
 
     /// Trains one phase and gives its last artifact. A phase that mines anew is trained part after part; part k + 2
@@ -68,7 +79,7 @@ impl Planner<'_, '_> {
             let part = self.add(Task::Train {
                 start,
                 order,
-                inputs: (student.kind == StudentKind::Head).then(|| base.teacher.clone()),
+                inputs: (student.kind != StudentKind::Encoder).then(|| base.teacher.clone()),
                 signal: signal.clone(),
                 phase: settings.clone(),
                 loss: loss.clone(),
@@ -209,10 +220,20 @@ impl Planner<'_, '_> {
                         fingerprint: base.fingerprint.clone(),
                     })
                 };
-                VectorSet {
-                    queries: base.teacher.queries.iter().map(&mut project).collect(),
-                    passages: base.teacher.passages.iter().map(&mut project).collect(),
+                let queries = base.teacher.queries.iter().map(&mut project).collect();
+                if student.kind == StudentKind::Head {
+                    let passages = base.teacher.passages.iter().map(&mut project).collect();
+                    return VectorSet { queries, passages };
                 }
+                let mut quantize = |vectors: &ArtifactId| {
+                    self.add(Task::Quantize {
+                        quantizer: last.clone(),
+                        vectors: vectors.clone(),
+                        normalize,
+                        fingerprint: base.fingerprint.clone(),
+                    })
+                };
+                VectorSet { queries, passages: base.teacher.passages.iter().map(&mut quantize).collect() }
             }
             StudentKind::Encoder => {
                 let encoder = Encoder::Student { student: last.clone() };

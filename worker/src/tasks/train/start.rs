@@ -5,14 +5,75 @@ use super::super::embed::pooling;
 use super::super::fit::load_pca;
 use super::super::input::{local_copy, model_folder, tokenizer_file};
 use super::super::order::StepRows;
+use super::super::quantize::QUANTIZER;
 use super::super::student::{Student, StudentShape, TOKENIZER};
+use crate::fit::{Code, Quantizer};
 use crate::matrix::Matrix;
-use crate::model::{Batch, Head, Input, Tower, TowerConfig, load_encoder};
+use crate::model::{Batch, CodedShape, Head, Input, Tower, TowerConfig, load_encoder};
 use crate::text::{TokenBatch, Tokenizer};
 use crate::vectors::Tensors;
+use retort_common::spec::CodeKind;
 use retort_common::spec::inputs::InputFile;
 use retort_common::task::{ProjectionStart, StudentStart};
+use retort_kernels::matmul::{self, Sizes, Write};
 use std::path::PathBuf;
+
+/// A head that ends in codes, as it stands before training: the linear map of a head (its weight [dim, input] and bias),
+/// the same for both sides, with the rotation of a quantiser that was fitted to the head's vectors.
+fn coded(
+    (weight, bias): &(Matrix, Vec<f32>),
+    quantizer: &Quantizer,
+    unit: bool,
+) -> Result<(TowerConfig, Vec<f32>), TaskError> {
+    let (dim, input) = (weight.rows(), weight.dim());
+    if quantizer.input() != dim {
+        let found = quantizer.input();
+        return Err(TaskError::Input(format!("a quantiser of {found} dimensions for a head of {dim}")));
+    }
+    let (code, codebooks) = match &quantizer.code {
+        Code::Product(pq) => (CodeKind::Product, pq.codebooks()),
+        Code::Residual(residual) => (CodeKind::Residual, residual.codebooks()),
+        Code::Int8(_) | Code::Binary(_) => {
+            return Err(TaskError::Input("codes without codebooks cannot be trained".to_owned()));
+        }
+    };
+    let mut maps = (weight.clone(), bias.clone());
+    if let Some(map) = &quantizer.map {
+        // A rotation keeps lengths, so that it may as well come before they are scaled.
+        if map.normalizes() || map.output() != dim || map.offset().iter().any(|offset| *offset != 0.0) {
+            return Err(TaskError::Input("the quantiser's map is no rotation".to_owned()));
+        }
+        let mut rotated = Matrix::zeros(dim, input);
+        let sizes = Sizes { m: dim, n: input, k: dim };
+        matmul::nn(sizes, map.weight(), weight.data(), rotated.data_mut(), Write::Overwrite);
+        let mut bias = vec![0.0; dim];
+        matmul::nn(Sizes { n: 1, ..sizes }, map.weight(), &maps.1, &mut bias, Write::Overwrite);
+        maps = (rotated, bias);
+    }
+    let shape = CodedShape { dim, code, bytes: quantizer.bytes(), unit };
+    let tower = TowerConfig { input: Input::Vectors { dim: input }, head: Head::Coded(shape) };
+    tower.validate().map_err(TaskError::input)?;
+    let layout = tower.layout();
+    let mut params = vec![0.0; layout.len()];
+    let mut put = |path: &str, values: &mut dyn Iterator<Item = f32>| {
+        let range = layout.get(path).expect("the layout is that of a coded head").range();
+        params[range].iter_mut().zip(values).for_each(|(target, value)| *target = value);
+    };
+    put("head.codebooks", &mut codebooks.iter().copied());
+    for side in ["passage", "query"] {
+        // The flat vector holds the weight as [input, dim].
+        let flat = (0..dim * input).map(|at| maps.0.row(at % dim)[at / dim]);
+        put(&format!("head.{side}.weight"), &mut { flat });
+        put(&format!("head.{side}.bias"), &mut maps.1.iter().copied());
+    }
+    Ok((tower, params))
+}
+
+fn identity(dim: usize) -> Matrix {
+    let mut matrix = Matrix::zeros(dim, dim);
+    (0..dim).for_each(|at| matrix.row_mut(at)[at] = 1.0);
+    matrix
+}
 
 /// The student before the first step.
 pub(super) fn begin(
@@ -43,6 +104,16 @@ pub(super) fn begin(
             tower.validate().map_err(TaskError::input)?;
             let mut params = tower.initial_params(seed);
             start_projection(bench, &tower, &mut params, init, normalize)?;
+            Ok((StudentShape { tower }, params, None))
+        }
+        StudentStart::Quantised { input, head, quantizer } => {
+            let quantizer = Quantizer::read(&bench.part(quantizer, QUANTIZER)?)?;
+            let head = match head {
+                Some(head) => linear_head(&Student::load(bench, head)?)
+                    .ok_or_else(|| TaskError::Input(format!("{head} has no linear head to train on")))?,
+                None => (identity(*input as usize), vec![0.0; *input as usize]),
+            };
+            let (tower, params) = coded(&head, &quantizer, normalize)?;
             Ok((StudentShape { tower }, params, None))
         }
         StudentStart::Encoder { files, layers, pooling: kind, dim, init } => {

@@ -1,8 +1,9 @@
-//! A phase in parts has the bits of the same phase in one piece.
+//! A phase in parts has the bits of the same phase in one piece, whatever its student is.
 
 use super::super::bench::{Content, Produced, Progress, Seat, TaskError, VECTORS, Workbench};
 use super::super::embed::EncoderCache;
 use super::train;
+use crate::fit::{AffineMap, Code, ProductQuantizer, Quantizer, ResidualQuantizer};
 use crate::mining::counter;
 use crate::model::Device;
 use crate::vectors::{Values, write_tensors};
@@ -197,6 +198,49 @@ fn a_phase_in_parts_is_the_phase_in_one_piece() {
     assert_eq!(whole, parts);
     assert_eq!(curve, joined);
     assert!(whole["temperatures"][0][1].as_f64().unwrap() != 0.2);
+}
+
+/// A start of codes on a head of 4 dimensions with a rotation, or on the vectors themselves without one.
+fn coded(fixture: &Fixture, on_head: bool) -> StudentStart {
+    let codebooks = |count: usize| -> Vec<f32> {
+        (0..count).map(|at| counter::unit(counter::hash(4, &[at as u64])) as f32 - 0.5).collect()
+    };
+    let rotation = vec![0.6, 0.8, 0.0, 0.0, -0.8, 0.6, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, -1.0, 0.0];
+    let quantizer = if on_head {
+        let pq = ProductQuantizer::new(4, 2, codebooks(4 * 256)).unwrap();
+        Quantizer {
+            map: Some(AffineMap::new(4, rotation, vec![0.0; 4], false).unwrap()),
+            code: Code::Product(pq),
+        }
+    } else {
+        let residual = ResidualQuantizer::new(DIM, codebooks(2 * 256 * DIM)).unwrap();
+        Quantizer { map: None, code: Code::Residual(residual) }
+    };
+    let path = fixture.folder.path().join("quantizer");
+    quantizer.write(&path).unwrap();
+    let artifact = artifact("quantizer", &format!("{on_head}"));
+    fixture.put(&artifact, vec![("quantizer.safetensors".to_owned(), Content::File(path))], json!({}));
+    let head = on_head.then(|| {
+        let linear =
+            StudentStart::Head { input: DIM as u32, dim: 4, hidden: None, init: ProjectionStart::Random };
+        fixture.train(linear, 0..STEPS, &phase(json!({ "dropout": 0.0 }))).0
+    });
+    StudentStart::Quantised { input: DIM as u32, head, quantizer: artifact }
+}
+
+#[test]
+fn codes_are_trained_in_parts_as_in_one_piece() {
+    for on_head in [true, false] {
+        let fixture = Fixture::new(SMALL);
+        let start = coded(&fixture, on_head);
+        let phase = phase(json!({ "dropout": 0.0, "commitment": 0.3, "weight_decay": 0.0 }));
+        let (_, whole, curve) = fixture.train(start.clone(), 0..STEPS, &phase);
+        let (first, ..) = fixture.train(start.clone(), 0..3, &phase);
+        let (_, parts, joined) = fixture.train(StudentStart::Continue { student: first }, 3..STEPS, &phase);
+        assert_eq!((&whole, curve), (&parts, joined));
+        let pulled = PhaseSpec { commitment: Some(3.0), ..phase };
+        assert_ne!(whole["weights_sha256"], fixture.train(start, 0..STEPS, &pulled).1["weights_sha256"]);
+    }
 }
 
 #[test]

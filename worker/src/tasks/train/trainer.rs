@@ -8,7 +8,7 @@ use super::objective::PhaseLoss;
 use crate::exchange::wire::all_finite;
 use crate::losses::{self, Outcome, Teacher};
 use crate::matrix::Matrix;
-use crate::model::{Batch, Dropout, Forward, Tower};
+use crate::model::{Batch, Dropout, Forward, Tower, TwoSided};
 use crate::optimizer::{AdamW, Schedule, clip_scale};
 use crate::report::StepPoint;
 use crate::text::TokenBatch;
@@ -290,7 +290,12 @@ impl Trainer<'_> {
         if let Some(inputs) = &self.inputs {
             let texts: Vec<_> = part.cells.iter().map(|cell| rows.texts[*cell]).collect();
             let dropout = self.dropout(step, rows, part);
-            return Ok((Batch::Vectors(inputs.gather(&texts)?), dropout));
+            let vectors = inputs.gather(&texts)?;
+            let batch = match self.tower.coded() {
+                Some(_) => Batch::TwoSided(self.two_sided(vectors, rows, &part.cells)),
+                None => Batch::Vectors(vectors),
+            };
+            return Ok((batch, dropout));
         }
         let tokens: Vec<_> = part.cells.iter().map(|cell| rows.tokens[*cell].as_slice()).collect();
         let batch = Batch::Tokens(TokenBatch::new(&tokens, self.pad_token_id));
@@ -327,6 +332,16 @@ impl Trainer<'_> {
             sorted = rest;
         }
         parts
+    }
+
+    /// The side of a text is its place in the row: the first one asks, even where it is a passage.
+    fn two_sided(&self, vectors: Matrix, rows: &StepRows, cells: &[usize]) -> TwoSided {
+        let questions = rows.known_positives.len();
+        let width = rows.texts.len() / questions;
+        let passages = cells.iter().map(|cell| cell % width > 0).collect();
+        // The mean over all passages of the step, whoever computes which of them.
+        let pull = self.phase.commitment() / (rows.texts.len() - questions).max(1) as f64;
+        TwoSided { vectors, passages, pull: pull as f32 }
     }
 
     /// The loss of the gathered vectors [texts, dim] and its gradient for them.
