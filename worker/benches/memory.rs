@@ -8,7 +8,7 @@
 use retort_common::artifact::{ArtifactReader, ArtifactWriter, Cache};
 use retort_common::ids::{AttemptNumber, Digest, Hasher, TaskId};
 use retort_common::spec::inputs::{DataFile, InputFile};
-use retort_common::spec::{AnswerRule, CodeKind, FileFormat, MiningSpec, PhaseData};
+use retort_common::spec::{AnswerRule, FileFormat, MiningSpec, PhaseData};
 use retort_common::store::{Location, Store};
 use retort_common::task::{ArtifactId, PhaseLength, QuantizerMethod, Retriever, Table, Task, VectorSet};
 use retort_worker::matrix::Matrix;
@@ -304,19 +304,11 @@ fn search(run: &mut Run, table: &Table, queries: &Table, vectors: &VectorSet) ->
     let fit = Task::FitBaseline {
         vectors: passages.clone(),
         reduce: None,
-        method: QuantizerMethod::Product { bytes: 32, rotation: true },
+        method: QuantizerMethod::Product { bytes: 32, rotation: false },
         seed: 1,
         fingerprint: fingerprint.clone(),
     };
-    let quantizer = run.all("baseline OPQ of 32 bytes", [fit])?.remove(0).0;
-    let fit = Task::FitQuantizer {
-        vectors: passages.clone(),
-        code: CodeKind::Product,
-        bytes: 32,
-        seed: 1,
-        fingerprint: fingerprint.clone(),
-    };
-    run.all("student's quantiser of 32 bytes", [fit])?;
+    let quantizer = run.all("product quantiser of 32 bytes", [fit])?.remove(0).0;
     let encode = passages.iter().map(|shard| Task::Encode {
         quantizer: quantizer.clone(),
         vectors: shard.clone(),
