@@ -72,6 +72,11 @@ bench-search *ARGS: parity-setup
 bench-shard LINES="5000000" THREADS="2" FOLDER="/tmp":
     cargo bench --package retort-worker --bench shard -- {{ LINES }} {{ THREADS }} {{ FOLDER }}
 
+# Peak memory of the tasks over a whole corpus, for a corpus and for one ten times as large, with the same questions.
+bench-memory PASSAGES="20000" QUESTIONS="10000" FOLDER="/tmp":
+    cargo bench --package retort-worker --bench memory -- {{ PASSAGES }} {{ QUESTIONS }} {{ FOLDER }}
+    cargo bench --package retort-worker --bench memory -- {{ PASSAGES }}0 {{ QUESTIONS }} {{ FOLDER }}
+
 # The same job on flex and LibTorch: embeddings within 1e-4, metrics within 0.002, the same bits with one worker and two.
 parity-backends LIBTORCH: parity-setup
     LIBTORCH={{ LIBTORCH }} cargo build --release --package retort-cli --features tch

@@ -13,7 +13,7 @@ use retort_worker::fit::{
     train_opq,
 };
 use retort_worker::matrix::Matrix;
-use retort_worker::search::bm25::{Bm25, CorpusStatistics, ShardIndex};
+use retort_worker::search::bm25::{Bm25, CorpusStatistics, Questions, ShardIndex};
 use retort_worker::search::codes::CodeQueries;
 use retort_worker::search::dense::Queries;
 use retort_worker::search::topk::{Hit, TopK};
@@ -122,7 +122,8 @@ impl Peer {
             }
             ["bm25-index"] => {
                 let text = std::fs::read_to_string(self.folder.join("docs.txt"))?;
-                let index = ShardIndex::build(0, text.lines())?;
+                let texts: Vec<&str> = text.lines().collect();
+                let index = ShardIndex::build(0, &texts, self.threads)?;
                 let statistics = index.statistics();
                 self.index = Some((index, statistics));
                 Ok(None)
@@ -131,10 +132,10 @@ impl Peer {
                 let text = std::fs::read_to_string(self.folder.join("questions.txt"))?;
                 let (index, statistics) = self.index.as_ref().ok_or("bm25-index comes first")?;
                 let parameters = Bm25 { k1: 1.5, b: 0.75 };
-                let mut searcher = index.searcher(statistics, parameters)?;
-                let k = number(1)?;
-                let lists = text.lines().map(|question| searcher.search(question, k));
-                Ok(Some(lists.collect::<Result<_, _>>()?))
+                let texts: Vec<&str> = text.lines().collect();
+                let mut top = TopK::new(texts.len(), number(1)?);
+                index.search(statistics, parameters, &Questions::new(&texts), self.threads, &mut top)?;
+                Ok(Some(top.into_ranked()))
             }
             _ => Err(format!("no such command: {}", words.join(" ")).into()),
         }

@@ -1,3 +1,4 @@
 //! The worker's integration tests.
 
 mod metrics;
+mod readers;

@@ -14,10 +14,11 @@ use crate::mining::counter;
 use crate::parallel;
 use retort_kernels::matmul::{self, Sizes, Write};
 
-/// Rounds of rotation and k-means.
-pub const ROUNDS: usize = 30;
+/// Rounds of rotation and k-means; faiss's. After 30 of them the recall of 8-byte codes of sentence vectors stays half a
+/// point lower.
+pub const ROUNDS: usize = 50;
 /// Rounds of k-means before the first rotation, and within each round after it; faiss's.
-const FIRST_KMEANS: usize = 10;
+const FIRST_KMEANS: usize = 40;
 const KMEANS: usize = 4;
 /// Rows whose products are summed at a time; the sums are then added in order.
 const BLOCK_ROWS: usize = 4096;

@@ -310,6 +310,33 @@ mod tests {
         }
         std::fs::write(&path, [0xff; 64]).unwrap();
         assert!(message().contains("damaged"));
+        // Headers that say more than there is, ask for memory, or put two tensors in one place.
+        let with_header = |header: &str, data: usize| {
+            let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+            bytes.extend(header.as_bytes());
+            bytes.resize(bytes.len() + data, 0);
+            std::fs::write(&path, bytes).unwrap();
+            message()
+        };
+        let tensor = |shape: &str, offsets: &str| {
+            format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#)
+        };
+        for (shape, offsets) in [
+            ("[18446744073709551615, 18446744073709551615]", "[0, 4]"),
+            ("[4611686018427387905]", "[0, 4]"),
+            ("[1]", "[0, 18446744073709551615]"),
+            ("[1]", "[4, 0]"),
+            ("[1]", "[8, 12]"),
+            ("[-1]", "[0, 4]"),
+        ] {
+            let told = with_header(&tensor(shape, offsets), 4);
+            assert!(told.contains("damaged"), "{shape} {offsets}: {told}");
+        }
+        let overlapping = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},
+            "b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+        assert!(with_header(overlapping, 4).contains("damaged"));
+        std::fs::write(&path, u64::MAX.to_le_bytes()).unwrap();
+        assert!(message().contains("damaged"));
         let mut patched = bytes;
         let at = patched.windows(3).position(|window| window == b"F32").unwrap();
         patched[at] = b'I';

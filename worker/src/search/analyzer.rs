@@ -4,6 +4,7 @@
 //! the first Porter stemmer; the possessive `'s` is cut by the stemmer itself.
 
 use rust_stemmers::{Algorithm, Stemmer};
+use std::borrow::Cow;
 use unicode_segmentation::UnicodeSegmentation;
 
 /// The stop words of Lucene's `EnglishAnalyzer`, sorted.
@@ -27,16 +28,17 @@ impl Default for Analyzer {
 impl Analyzer {
     /// Calls `each` with every term of `text`, in order.
     pub fn for_each_term(&self, text: &str, mut each: impl FnMut(&str)) {
-        for word in text.unicode_words() {
-            // The stemmer knows the possessive only by the straight apostrophe.
-            let word = word.to_lowercase().replace(['\u{2019}', '\u{ff07}'], "'");
-            if STOP_WORDS.binary_search(&word.as_str()).is_err() {
-                let term = self.stemmer.stem(&word);
-                if !term.is_empty() {
-                    each(&term);
-                }
+        for_each_word(text, |word| {
+            let term = self.stem(word);
+            if !term.is_empty() {
+                each(&term);
             }
-        }
+        });
+    }
+
+    /// The term of a word as [`for_each_word`] gives it; empty where nothing is left of it.
+    pub fn stem<'a>(&self, word: &'a str) -> Cow<'a, str> {
+        self.stemmer.stem(word)
     }
 
     /// The terms of `text`, in order.
@@ -44,6 +46,25 @@ impl Analyzer {
         let mut terms = Vec::new();
         self.for_each_term(text, |term| terms.push(term.to_owned()));
         terms
+    }
+}
+
+/// Calls `each` with every lower-cased word of `text` that is no stop word, in order.
+pub fn for_each_word(text: &str, mut each: impl FnMut(&str)) {
+    let mut word = String::new();
+    for found in text.unicode_words() {
+        if found.is_ascii() {
+            // Most words: no new string for each.
+            word.clear();
+            word.push_str(found);
+            word.make_ascii_lowercase();
+        } else {
+            // The stemmer knows the possessive only by the straight apostrophe.
+            word = found.to_lowercase().replace(['\u{2019}', '\u{ff07}'], "'");
+        }
+        if STOP_WORDS.binary_search(&word.as_str()).is_err() {
+            each(&word);
+        }
     }
 }
 

@@ -22,10 +22,22 @@ pub fn fit(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
     let Task::FitBaseline { vectors, reduce, method, seed, .. } = task else {
         unreachable!("called with its own task")
     };
-    let all = bench.vector_rows(vectors)?;
+    let sample = sample(bench, vectors, *seed)?;
+    let reduce = reduce.as_ref().map(|reduction| reduction_map(bench, reduction)).transpose()?;
+    let quantizer = quantizer(&sample, reduce, *method, *seed, bench.threads)?;
+    let path = bench.scratch(QUANTIZER);
+    quantizer.write(&path)?;
+    let meta = json!({ "dim": quantizer.dim(), "bytes": quantizer.bytes(), "rows": sample.rows() });
+    Ok(Produced { parts: vec![(QUANTIZER.to_owned(), Content::File(path))], meta })
+}
+
+/// The vectors of all shards, or a sample of [`MOST_ROWS`] where there are more: k-means looks at each of them many
+/// times, hence in memory.
+pub fn sample(bench: &Workbench<'_>, shards: &[ArtifactId], seed: u64) -> Result<Matrix, TaskError> {
+    let all = bench.vector_rows(shards)?;
     let total = usize::try_from(all.rows()).map_err(TaskError::input)?;
     let mut rows: Vec<u64> = if total > MOST_ROWS {
-        draw(total, MOST_ROWS, *seed).into_iter().map(|row| row as u64).collect()
+        draw(total, MOST_ROWS, seed).into_iter().map(|row| row as u64).collect()
     } else {
         (0..total as u64).collect()
     };
@@ -33,12 +45,7 @@ pub fn fit(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
     rows.sort_unstable();
     let sample = all.gather(&rows)?;
     bench.go_on()?;
-    let reduce = reduce.as_ref().map(|reduction| reduction_map(bench, reduction)).transpose()?;
-    let quantizer = quantizer(&sample, reduce, *method, *seed, bench.threads)?;
-    let path = bench.scratch(QUANTIZER);
-    quantizer.write(&path)?;
-    let meta = json!({ "dim": quantizer.dim(), "bytes": quantizer.bytes(), "rows": sample.rows() });
-    Ok(Produced { parts: vec![(QUANTIZER.to_owned(), Content::File(path))], meta })
+    Ok(sample)
 }
 
 /// A reduction by PCA as a map.

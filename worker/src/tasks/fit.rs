@@ -63,8 +63,9 @@ pub fn bm25(bench: &Workbench<'_>, passages: &Table) -> Result<Produced, TaskErr
     for shard in 0..passages.shards {
         bench.go_on()?;
         let shard_texts = bench.passages(passages, shard)?;
+        let texts = bm25_texts(&shard_texts);
         let index =
-            ShardIndex::build(shard_texts.first_row, bm25_texts(&shard_texts)).map_err(TaskError::input)?;
+            ShardIndex::build(shard_texts.first_row, &texts, bench.threads).map_err(TaskError::input)?;
         let own = index.statistics();
         postings += own.document_frequencies.values().sum::<u64>();
         statistics.merge(&own);

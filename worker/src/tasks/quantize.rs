@@ -1,5 +1,6 @@
 //! Quantisers of passages' vectors, and passages through them.
 
+use super::baseline::sample;
 use super::bench::{Content, Produced, TaskError, VECTORS, Workbench};
 use super::student::Student;
 use crate::fit::{Code, Codes, Quantizer, ResidualQuantizer, opq, train_opq};
@@ -14,12 +15,12 @@ use serde_json::json;
 pub const QUANTIZER: &str = "quantizer.safetensors";
 const CODES: &str = "codes.safetensors";
 
-/// A quantiser fitted to all vectors.
+/// A quantiser fitted to vectors, to a sample where there are many.
 pub fn fit(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
     let Task::FitQuantizer { vectors: shards, code, bytes, seed, .. } = task else {
         unreachable!("called with its own task")
     };
-    let vectors = all(bench, shards)?;
+    let vectors = sample(bench, shards, *seed)?;
     let bytes = *bytes as usize;
     bench.progress.progress(0, 1, "");
     let quantizer = match code {
@@ -38,21 +39,6 @@ pub fn fit(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
     quantizer.write(&path)?;
     let meta = json!({ "bytes": quantizer.bytes(), "dim": vectors.dim(), "rows": vectors.rows() });
     Ok(Produced { parts: vec![(QUANTIZER.to_owned(), Content::File(path))], meta })
-}
-
-/// Vectors of all shards in one matrix: k-means looks at each of them many times.
-fn all(bench: &Workbench<'_>, shards: &[ArtifactId]) -> Result<Matrix, TaskError> {
-    let (mut rows, mut dim, mut values) = (0, 0, Vec::new());
-    for shard in shards {
-        bench.go_on()?;
-        let vectors = read_vectors(&bench.part(shard, VECTORS)?)?;
-        if rows > 0 && vectors.dim() != dim {
-            return Err(TaskError::Input(format!("{shard}: {} dimensions after {dim}", vectors.dim())));
-        }
-        (rows, dim) = (rows + vectors.rows(), vectors.dim());
-        values.extend_from_slice(vectors.data());
-    }
-    Ok(Matrix::new(rows, dim, values))
 }
 
 /// One shard of passages to codes, and to the vectors that the codes stand for: a dense search ranks as a scan of the

@@ -5,7 +5,7 @@ use super::bench::{Content, Produced, RANKING, TaskError, VECTORS, Workbench};
 use super::fit::{bm25_texts, load_statistics};
 use crate::fit::AffineMap;
 use crate::matrix::Matrix;
-use crate::search::bm25::{Bm25, ShardIndex};
+use crate::search::bm25::{Bm25, Questions, ShardIndex};
 use crate::search::codes::{CodeQueries, rerank};
 use crate::search::dense::Queries;
 use crate::search::topk::{Hit, TopK};
@@ -112,14 +112,13 @@ fn bm25(
         unreachable!("called with its own retriever")
     };
     let statistics = load_statistics(bench, statistics)?;
-    let texts = query_texts(bench, queries, rows)?;
+    let questions = Questions::new(&query_texts(bench, queries, rows)?);
+    let parameters = Bm25 { k1: *k1, b: *b };
     for at in 0..*shards {
         let shard = bench.passages(passages, first_shard + at)?;
-        let index = ShardIndex::build(shard.first_row, bm25_texts(&shard)).map_err(TaskError::input)?;
-        let mut searcher = index.searcher(&statistics, Bm25 { k1: *k1, b: *b }).map_err(TaskError::input)?;
-        for (query, text) in texts.iter().enumerate() {
-            searcher.search_into(text, query, top).map_err(TaskError::input)?;
-        }
+        let texts = bm25_texts(&shard);
+        let index = ShardIndex::build(shard.first_row, &texts, bench.threads).map_err(TaskError::input)?;
+        index.search(&statistics, parameters, &questions, bench.threads, top).map_err(TaskError::input)?;
         bench.go_on()?;
         bench.progress.progress(u64::from(at) + 1, u64::from(*shards), "");
     }
