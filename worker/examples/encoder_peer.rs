@@ -177,13 +177,13 @@ impl Place {
         let bench = self.workbench("embed", &encoders, None)?;
         run(&bench, &task(0))?;
         ready()?;
-        let start = Instant::now();
+        let start = Clock::start();
         let Produced { parts, .. } = run(&bench, &task(1))?;
-        let seconds = start.elapsed().as_secs_f64();
+        let took = start.took();
         if let (Some(out), Some((_, Content::File(path)))) = (&self.settings.out, parts.into_iter().next()) {
             std::fs::copy(path, out)?;
         }
-        done(self.settings.texts.len(), seconds)
+        Ok(say(self.settings.texts.len(), took)?)
     }
 
     /// Training rows of single texts, and a teacher's vectors that are as good as any.
@@ -233,7 +233,7 @@ impl Place {
         let (order, signal, steps) = self.rows(dim)?;
         let members = self.settings.members;
         let mut phase: PhaseSpec = serde_json::from_value(json!({
-            "data": "passages", "steps": steps, "batch": self.settings.batch, "microbatches": members,
+            "data": "texts", "steps": steps, "batch": self.settings.batch, "microbatches": members,
             "learning_rate": 1e-4, "loss": [{ "kind": "embedding_cosine" }], "checkpoint_every": 1_000_000,
         }))?;
         let loss = std::mem::take(&mut phase.loss);
@@ -307,19 +307,17 @@ impl Place {
 
     /// Times the steps after the first few, which make the memory that the others use again, and ends the process.
     fn time(&self, mut progress: Progressing, steps: u64) {
-        let mut first: Option<(u64, Instant)> = None;
+        let mut first: Option<(u64, Clock)> = None;
         while let Some(done) = progress.next_step() {
-            let now = Instant::now();
-            match first {
+            match &first {
                 None if done >= 2 => {
                     // Nobody waits for it: the steps go on.
                     println!("ready");
-                    first = Some((done, now));
+                    first = Some((done, Clock::start()));
                 }
                 Some((from, start)) if done == steps => {
                     let items = (done - from) as usize * self.settings.batch as usize;
-                    let outcome = done_line(items, (now - start).as_secs_f64());
-                    std::process::exit(i32::from(outcome.is_err()));
+                    std::process::exit(i32::from(say(items, start.took()).is_err()));
                 }
                 _ => {}
             }
@@ -334,10 +332,31 @@ fn ready() -> Outcome<()> {
     Ok(())
 }
 
-fn done(items: usize, seconds: f64) -> Outcome<()> {
-    Ok(done_line(items, seconds)?)
+/// Time on the wall and on the processor since a moment.
+struct Clock {
+    wall: Instant,
+    processor: f64,
 }
 
-fn done_line(items: usize, seconds: f64) -> std::io::Result<()> {
-    writeln!(std::io::stdout(), "{}", json!({ "items": items, "seconds": seconds }))
+impl Clock {
+    fn start() -> Self {
+        Self { wall: Instant::now(), processor: processor_seconds() }
+    }
+
+    fn took(&self) -> [f64; 2] {
+        [self.wall.elapsed().as_secs_f64(), processor_seconds() - self.processor]
+    }
+}
+
+/// Processor time of all threads, to a hundredth; what a busy machine leaves comparable.
+fn processor_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // Behind the name in brackets, which may hold spaces; user and system time are fields 14 and 15.
+    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+    fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0
+}
+
+fn say(items: usize, [seconds, processor]: [f64; 2]) -> std::io::Result<()> {
+    let answer = json!({ "items": items, "seconds": seconds, "processor_seconds": processor });
+    writeln!(std::io::stdout(), "{answer}")
 }
