@@ -73,7 +73,7 @@ bench-shard LINES="5000000" THREADS="2" FOLDER="/tmp":
     cargo bench --package retort-worker --bench shard -- {{ LINES }} {{ THREADS }} {{ FOLDER }}
 
 # Peak memory of the tasks over a whole corpus, for a corpus and for one ten times as large, with the same questions.
-bench-memory PASSAGES="20000" QUESTIONS="10000" FOLDER="/tmp":
+bench-corpus-memory PASSAGES="20000" QUESTIONS="10000" FOLDER="/tmp":
     cargo bench --package retort-worker --bench memory -- {{ PASSAGES }} {{ QUESTIONS }} {{ FOLDER }}
     cargo bench --package retort-worker --bench memory -- {{ PASSAGES }}0 {{ QUESTIONS }} {{ FOLDER }}
 
