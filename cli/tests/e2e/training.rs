@@ -80,6 +80,8 @@ pub fn final_weights(cluster: &Cluster, id: &str) -> BTreeMap<String, (u64, Stri
 
 /// Waits for the job's success; the SHA-256 of its final weights.
 pub fn end(cluster: &Cluster, id: &str) -> String {
+    // A coordinator that was killed a moment ago recovers first, and verbs do not wait for one to listen.
+    until("the coordinator", || Position::of(cluster, id));
     let ended = cluster.retort(&format!("wait {id} --timeout 10m"));
     if ended.code != Some(0) {
         panic!("{}{}", ended.stderr, log(cluster, id));

@@ -137,14 +137,15 @@ impl Fixture {
     /// Trains alone, or at a seat in a cohort.
     fn try_train(&self, task: &Task, seat: Option<Seat<'_>>) -> Result<Produced, TaskError> {
         let cache = Cache::open(&self.folder.path().join("cache"), 1 << 30).unwrap();
-        let scratch = tempfile::tempdir().unwrap();
+        // It outlives the call, since parts of the result lie in it.
+        let scratch = tempfile::tempdir_in(self.folder.path()).unwrap().keep();
         let encoders = EncoderCache::default();
         let bench = Workbench {
             artifacts: ArtifactReader::new(self.store.clone(), cache),
             device: Device::flex(),
             threads: 1,
             job: "job".parse().unwrap(),
-            scratch: scratch.path().to_owned(),
+            scratch,
             progress: &Quiet,
             runtime: self.runtime.handle().clone(),
             encoders: &encoders,
