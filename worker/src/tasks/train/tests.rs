@@ -1,4 +1,8 @@
 //! A phase in parts has the bits of the same phase in one piece, whatever its student is.
+//!
+//! - `doubts`: what becomes of values that are not finite
+
+mod doubts;
 
 use super::super::bench::{Content, Produced, Progress, Seat, TaskError, VECTORS, Workbench};
 use super::super::embed::EncoderCache;
