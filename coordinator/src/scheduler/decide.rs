@@ -3,9 +3,10 @@
 use super::advance;
 use super::cohort;
 use super::fact::{Fact, Outcome};
-use super::input::{Command, Decision, HelloInfo, Input, Refusal, Reply};
+use super::input::{Command, Decision, Input, Refusal, Reply};
 use super::metrics;
 use super::place;
+use super::sessions;
 use super::state::{State, TaskRecord, TaskStatus};
 use retort_common::ids::{AttemptNumber, Digest, JobId, RequestId, TaskId, WorkerId};
 use retort_common::metrics::StepReport;
@@ -36,11 +37,11 @@ pub fn decide(state: &State, now_ms: u64, input: Input) -> Decision {
         }
         Input::Cancel { job, force } => cancel(state, now_ms, &job, force),
         Input::Pause { job, resume } => pause(state, now_ms, &job, resume),
-        Input::WorkerHello { worker, session, info } => hello(state, now_ms, worker, session, info),
-        Input::WorkerGone { worker, session } => gone(state, now_ms, &worker, session),
-        Input::Beat { worker, session } => heard(state, now_ms, &worker, session),
+        Input::WorkerHello { worker, session, info } => sessions::hello(state, now_ms, worker, session, info),
+        Input::WorkerGone { worker, session } => sessions::gone(state, now_ms, &worker, session),
+        Input::Beat { worker, session } => sessions::heard(state, now_ms, &worker, session),
         Input::Progress { worker, session, task, attempt, done, total, detail, microbatch_us, waiting } => {
-            let mut decision = heard(state, now_ms, &worker, session);
+            let mut decision = sessions::heard(state, now_ms, &worker, session);
             let current = state.tasks.get(&task).filter(|record| record.is_current(&worker, attempt));
             let (false, Some(record)) = (decision.facts.is_empty(), current) else { return decision };
             // A cohort speaks through its first member.
@@ -55,7 +56,7 @@ pub fn decide(state: &State, now_ms: u64, input: Input) -> Decision {
             decision
         }
         Input::Ready { worker, session, task } => {
-            let mut decision = heard(state, now_ms, &worker, session);
+            let mut decision = sessions::heard(state, now_ms, &worker, session);
             let stands_by =
                 state.tasks.get(&task).is_some_and(|record| record.live.standby.contains_key(&worker));
             if !decision.facts.is_empty() && stands_by {
@@ -76,7 +77,7 @@ pub fn decide(state: &State, now_ms: u64, input: Input) -> Decision {
             stepped(state, now_ms, worker, session, task, lineage, steps)
         }
         Input::Log { worker, session, task, level, message } => {
-            let mut decision = heard(state, now_ms, &worker, session);
+            let mut decision = sessions::heard(state, now_ms, &worker, session);
             if let (false, Some(record)) = (decision.facts.is_empty(), state.tasks.get(&task)) {
                 log(&mut decision, record, Some(&worker), &level, message);
             }
@@ -258,121 +259,6 @@ pub(super) fn stop(
     }
 }
 
-fn hello(state: &State, now_ms: u64, worker: WorkerId, session: u64, info: HelloInfo) -> Decision {
-    let mut decision = Decision { reason: format!("worker {worker} is there"), ..Decision::default() };
-    if state.workers.get(&worker).is_some_and(|known| known.session >= session) {
-        decision.reason = format!("worker {worker} has a newer session");
-        return decision;
-    }
-    let HelloInfo { device, kernels, memory_bytes, fingerprint, version, threads, address, in_hand } = info;
-    let at_ms = now_ms;
-    decision.facts.push(Fact::WorkerUp {
-        worker: worker.clone(),
-        session,
-        device,
-        kernels,
-        memory_bytes,
-        fingerprint,
-        version,
-        threads,
-        address,
-        at_ms,
-    });
-    let in_hand: BTreeSet<_> = in_hand.into_iter().collect();
-    for (task, attempt) in &in_hand {
-        let record = state.tasks.get(task).filter(|record| record.has_member(&worker));
-        match record.map(|record| (record, &record.status)) {
-            Some((record, TaskStatus::Running { attempt: current, job, cohort, .. }))
-                if attempt == current || (!cohort.is_empty() && attempt < current) =>
-            {
-                decision.facts.push(Fact::Reclaimed { task: *task });
-                // It missed that its cohort has another generation now.
-                if attempt != current {
-                    decision.commands.push(cohort::run(record, *task, *current, &worker, job, cohort));
-                }
-            }
-            _ => {
-                let (worker, task, attempt) = (worker.clone(), *task, *attempt);
-                decision.facts.push(Fact::Stale { worker: worker.clone(), task, attempt });
-                decision.commands.push(Command::Stop { worker, task, attempt, force: true });
-            }
-        }
-    }
-    // What it was given and does not have never reached it, or died with its former process.
-    for (task, attempt) in state.running.get(&worker).into_iter().flatten() {
-        let Some(record) = state.tasks.get(task) else { continue };
-        if record.live.standby.contains_key(&worker) {
-            let (task, worker) = (*task, worker.clone());
-            decision.facts.push(Fact::StoodDown { task, worker, declined: false });
-        } else if !in_hand.iter().any(|(known, _)| known == task) {
-            without(state, now_ms, (*task, *attempt), record, &worker, &mut decision);
-        }
-    }
-    decision
-}
-
-/// A member has lost its part of a task. The others go on without it.
-fn without(
-    state: &State,
-    now_ms: u64,
-    (task, attempt): (TaskId, AttemptNumber),
-    record: &TaskRecord,
-    worker: &WorkerId,
-    decision: &mut Decision,
-) {
-    let rest: Vec<_> = record.members().filter(|member| *member != worker).cloned().collect();
-    if rest.is_empty() {
-        lose(state, now_ms, task, attempt, "its worker came back without it", decision);
-    } else {
-        let why = format!("{worker} came back without its part");
-        cohort::regroup(state, now_ms, task, &rest, &why, decision);
-    }
-}
-
-fn gone(state: &State, now_ms: u64, worker: &WorkerId, session: u64) -> Decision {
-    let mut decision = Decision::default();
-    if current_session(state, worker, session) {
-        decision.reason = format!("the session of worker {worker} ended");
-        worker_down(state, now_ms, worker, &mut decision);
-    }
-    decision
-}
-
-fn worker_down(state: &State, now_ms: u64, worker: &WorkerId, decision: &mut Decision) {
-    decision.facts.push(Fact::WorkerDown { worker: worker.clone(), at_ms: now_ms });
-    let until_ms = now_ms + state.failure_detection_ms;
-    for (task, _) in state.running.get(worker).into_iter().flatten() {
-        let Some(record) = state.tasks.get(task) else { continue };
-        if record.live.standby.contains_key(worker) {
-            let (task, worker) = (*task, worker.clone());
-            decision.facts.push(Fact::StoodDown { task, worker, declined: false });
-            continue;
-        }
-        // A cohort goes on without it at once, unless it is being put together again after a restart.
-        let others = record
-            .members()
-            .any(|member| member != worker && state.workers.get(member).is_some_and(|known| known.connected));
-        if !others {
-            decision.facts.push(Fact::Expiring { task: *task, until_ms });
-        }
-        log(decision, record, None, "WARN", format!("lost the session of worker {worker}"));
-        changed(decision, record);
-    }
-}
-
-fn current_session(state: &State, worker: &WorkerId, session: u64) -> bool {
-    state.workers.get(worker).is_some_and(|record| record.connected && record.session == session)
-}
-
-/// Every message of a worker shows that it lives; nothing follows from one of an old session.
-fn heard(state: &State, now_ms: u64, worker: &WorkerId, session: u64) -> Decision {
-    let mut decision = Decision::default();
-    if current_session(state, worker, session) {
-        decision.facts.push(Fact::Heard { worker: worker.clone(), at_ms: now_ms });
-    }
-    decision
-}
-
 /// Settles a result; the record, if the attempt is the one that counts.
 fn settle<'a>(
     state: &'a State,
@@ -403,7 +289,7 @@ fn finished(
     elapsed_ms: u64,
     found: bool,
 ) -> Decision {
-    let mut decision = heard(state, now_ms, &worker, session);
+    let mut decision = sessions::heard(state, now_ms, &worker, session);
     if decision.facts.is_empty() {
         return decision;
     }
@@ -425,7 +311,7 @@ fn failed(
     message: String,
     retryable: bool,
 ) -> Decision {
-    let mut decision = heard(state, now_ms, &worker, session);
+    let mut decision = sessions::heard(state, now_ms, &worker, session);
     if decision.facts.is_empty() {
         return decision;
     }
@@ -483,7 +369,7 @@ fn trouble(
     suspect: bool,
     message: String,
 ) -> Decision {
-    let mut decision = heard(state, now_ms, &worker, session);
+    let mut decision = sessions::heard(state, now_ms, &worker, session);
     let current = state.tasks.get(&task).filter(|record| record.is_current(&worker, attempt));
     let (false, Some(record)) = (decision.facts.is_empty(), current) else { return decision };
     log(&mut decision, record, Some(&worker), "WARN", message);
@@ -509,7 +395,7 @@ fn stepped(
     lineage: String,
     steps: Vec<StepReport>,
 ) -> Decision {
-    let mut decision = heard(state, now_ms, &worker, session);
+    let mut decision = sessions::heard(state, now_ms, &worker, session);
     let of = |record: &&TaskRecord| record.has_member(&worker) || record.is_done();
     let record = state.tasks.get(&task).filter(of);
     let (false, Some(record)) = (decision.facts.is_empty(), record) else { return decision };
@@ -604,7 +490,7 @@ fn tick(state: &State, now_ms: u64, late_ms: u64) -> Decision {
         if record.connected && silent_ms > state.failure_detection_ms {
             decision.reason = format!("worker {worker} was silent for {silent_ms} ms");
             decision.commands.push(Command::Close { worker: worker.clone() });
-            worker_down(state, now_ms, worker, &mut decision);
+            sessions::worker_down(state, now_ms, worker, &mut decision);
         } else if !record.connected && silent_ms > FORGET_WORKER_MS {
             decision.facts.push(Fact::WorkerForgotten { worker: worker.clone() });
         }

@@ -22,6 +22,7 @@ pub mod input;
 pub mod metrics;
 pub mod place;
 pub mod plan;
+mod sessions;
 pub mod state;
 pub mod view;
 
