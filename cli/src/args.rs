@@ -488,7 +488,8 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 fn export_formats() -> impl TypedValueParser<Value = ExportFormat> {
     let named = ExportFormat::ALL.map(|format| PossibleValue::new(format.name()).help(format.about()));
     let format = |name: String| ExportFormat::ALL.into_iter().find(|format| format.name() == name);
-    PossibleValuesParser::new(named).map(move |name| format(name).expect("only names of formats are accepted"))
+    PossibleValuesParser::new(named)
+        .map(move |name| format(name).expect("only names of formats are accepted"))
 }
 
 fn goal(text: &str) -> Result<Goal, String> {

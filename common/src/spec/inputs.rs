@@ -122,4 +122,3 @@ impl JobInputs {
 fn read(what: &str, source: StoreError) -> InputError {
     InputError::Read { what: what.to_owned(), source }
 }
-

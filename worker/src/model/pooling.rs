@@ -27,7 +27,10 @@ pub(super) fn pool(pooling: Pooling, states: Tensor<2>, texts: &Texts, device: &
             // A first token that stands where a text has none changes no maximum.
             let padded = texts.padded_rows();
             let width = padded.len() / texts.count();
-            select_rows(states, padded, device).reshape([texts.count(), width, hidden]).max_dim(1).reshape([texts.count(), hidden])
+            select_rows(states, padded, device)
+                .reshape([texts.count(), width, hidden])
+                .max_dim(1)
+                .reshape([texts.count(), hidden])
         }
     }
 }

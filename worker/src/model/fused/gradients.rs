@@ -184,9 +184,7 @@ impl<B: EncoderGradients, C: CheckpointStrategy> EncoderOps for Autodiff<B, C> {
                 let out = B::encoder_linear(x.clone(), weight.clone(), bias, precision);
                 prepared.finish((x, weight, precision), out)
             }
-            OpsKind::UnTracked(prepared) => {
-                prepared.finish(B::encoder_linear(x, weight, bias, precision))
-            },
+            OpsKind::UnTracked(prepared) => prepared.finish(B::encoder_linear(x, weight, bias, precision)),
         }
     }
 

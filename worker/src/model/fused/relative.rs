@@ -78,7 +78,9 @@ mod tests {
         for (distance, expected) in [(0, 0), (1, 1), (7, 7), (8, 8), (9, 8), (11, 8), (12, 9), (16, 10)] {
             check(distance, 0, expected);
         }
-        for (distance, expected) in [(22, 10), (23, 11), (32, 12), (46, 13), (64, 14), (90, 14), (91, 15), (500, 15)] {
+        for (distance, expected) in
+            [(22, 10), (23, 11), (32, 12), (46, 13), (64, 14), (90, 14), (91, 15), (500, 15)]
+        {
             check(distance, 0, expected);
             check(0, distance, expected + 16);
         }
