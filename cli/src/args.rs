@@ -5,7 +5,7 @@ mod local;
 pub use local::*;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use retort_common::client::JobState;
+use retort_common::view::JobState;
 use std::path::PathBuf;
 use std::time::Duration;
 
