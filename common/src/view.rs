@@ -166,7 +166,7 @@ pub struct WorkerView {
     pub fingerprint: String,
     /// The version of its program.
     pub version: String,
-    /// The task in work, as "job/stage digest"; empty when idle.
+    /// The task in work, or the one that it is letting go of, as "job/stage digest"; empty when idle.
     pub task: String,
     /// Compute threads.
     pub threads: u32,

@@ -95,7 +95,9 @@ pub fn workers(state: &State) -> Vec<WorkerView> {
 }
 
 fn in_work(state: &State, worker: &WorkerId) -> String {
-    let Some((id, _)) = state.running.get(worker).and_then(|set| set.first()) else { return String::new() };
+    let Some((id, _)) = state.running.get(worker).and_then(|set| set.first()) else {
+        return stopping(state, worker);
+    };
     let Some(record) = state.tasks.get(id) else { return String::new() };
     match &record.status {
         TaskStatus::Running { job, .. } => {
@@ -104,6 +106,16 @@ fn in_work(state: &State, worker: &WorkerId) -> String {
         }
         _ => String::new(),
     }
+}
+
+/// What a worker was told to stop and has not let go of: it may still write a checkpoint, and gets nothing else yet.
+fn stopping(state: &State, worker: &WorkerId) -> String {
+    let stale = state.workers.get(worker).and_then(|known| known.stale.first());
+    let Some((id, record)) = stale.and_then(|(id, _)| Some((id, state.tasks.get(id)?))) else {
+        return String::new();
+    };
+    let job = record.jobs.first().map(|job| format!("{job}/")).unwrap_or_default();
+    format!("{job}{} {id:?}, stopping", record.stage)
 }
 
 fn stage_views(state: &State, id: &JobId, record: &JobRecord, now_ms: u64) -> Vec<StageView> {

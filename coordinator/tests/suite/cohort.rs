@@ -350,7 +350,13 @@ fn a_paused_job_gets_no_work_until_it_is_resumed() {
         cluster.stops[stops..].iter().map(|(worker, _, force)| (worker.as_str(), *force)).collect();
     assert_eq!(stopped, [("w1", false), ("w2", false)]);
     assert_eq!(view::job(&cluster.state, &job, 0).unwrap().state, JobState::Paused);
+    // Until it has let go of its task, a worker may write a checkpoint: it is not idle.
+    let tasks = |cluster: &Cluster| {
+        view::workers(&cluster.state).into_iter().map(|worker| worker.task).collect::<Vec<_>>()
+    };
+    assert!(tasks(&cluster).iter().all(|task| task.starts_with("j/train ") && task.ends_with(", stopping")));
     cluster.end_stopped();
+    assert_eq!(tasks(&cluster), ["", ""]);
     cluster.pass(10_000, &[]);
     assert!(cluster.state.running.is_empty());
     assert!(pause(&mut cluster, false).is_ok(), "pausing twice is pausing");
