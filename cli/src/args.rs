@@ -6,7 +6,7 @@ pub use local::*;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use retort_common::client::JobState;
+use retort_common::view::JobState;
 use retort_worker::export::Format as ExportFormat;
 use std::path::PathBuf;
 use std::time::Duration;

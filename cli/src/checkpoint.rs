@@ -8,9 +8,9 @@ use crate::exit::{Exit, UsageError};
 use crate::output;
 use anyhow::{Context, bail};
 use retort_common::checkpoint::CheckpointManifest;
-use retort_common::client::CheckpointView;
 use retort_common::ids::Digest;
 use retort_common::store::{self, Location};
+use retort_common::view::CheckpointView;
 use std::path::PathBuf;
 
 /// Largest manifest that is read; it holds the loss curve.

@@ -1,8 +1,9 @@
 //! Exit codes, and the one place where an error gets its own.
 
-use retort_common::client::{ClientError, JobState};
+use retort_common::client::ClientError;
 use retort_common::net::NetError;
 use retort_common::spec::SpecError;
+use retort_common::view::JobState;
 use std::io;
 use std::process::ExitCode;
 

@@ -3,12 +3,13 @@
 mod document;
 mod table;
 
-pub use document::{dry_run, job_json, log_json};
-pub use table::{columns, describe, duration, log_text, timestamp};
+pub use document::dry_run;
+pub use table::{columns, describe, duration, log_text};
 
 use crate::args::Format;
 use retort_common::checkpoint::CheckpointManifest;
-use retort_common::client::{CheckpointView, JobView, WorkerView};
+use retort_common::view::{CheckpointView, JobView, WorkerView};
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::io::{self, Write};
 
@@ -37,41 +38,39 @@ pub fn json_line(value: &Value) -> io::Result<()> {
 
 /// A list of jobs.
 pub fn jobs(jobs: &[JobView], format: Format) -> io::Result<()> {
-    match format {
-        Format::Table | Format::Wide => line(&table::jobs(jobs, format == Format::Wide)),
-        Format::Json => json_document(json!({ "jobs": jobs.iter().map(job_json).collect::<Vec<_>>() })),
-        Format::Jsonl => jobs.iter().try_for_each(|job| json_line(&versioned(job_json(job)))),
-    }
+    list("jobs", jobs, format, table::jobs)
 }
 
 /// One job.
 pub fn job(job: &JobView, format: Format) -> io::Result<()> {
     match format {
         Format::Table | Format::Wide => jobs(std::slice::from_ref(job), format),
-        Format::Json => json_document(job_json(job)),
-        Format::Jsonl => json_line(&versioned(job_json(job))),
+        Format::Json => json_document(serde_json::to_value(job)?),
+        Format::Jsonl => json_line(&versioned(serde_json::to_value(job)?)),
     }
 }
 
 /// A list of workers.
 pub fn workers(workers: &[WorkerView], format: Format) -> io::Result<()> {
-    let of = document::worker_json;
-    match format {
-        Format::Table | Format::Wide => line(&table::workers(workers, format == Format::Wide)),
-        Format::Json => json_document(json!({ "workers": workers.iter().map(of).collect::<Vec<_>>() })),
-        Format::Jsonl => workers.iter().try_for_each(|worker| json_line(&versioned(of(worker)))),
-    }
+    list("workers", workers, format, table::workers)
 }
 
 /// A list of checkpoints.
 pub fn checkpoints(checkpoints: &[CheckpointView], format: Format) -> io::Result<()> {
-    let of = document::checkpoint_json;
+    list("checkpoints", checkpoints, format, table::checkpoints)
+}
+
+/// Things under their name in one document, or one in a line; a table with more columns where `Wide` is asked for.
+fn list<T: Serialize>(
+    name: &str,
+    all: &[T],
+    format: Format,
+    table: fn(&[T], bool) -> String,
+) -> io::Result<()> {
     match format {
-        Format::Table | Format::Wide => line(&table::checkpoints(checkpoints, format == Format::Wide)),
-        Format::Json => {
-            json_document(json!({ "checkpoints": checkpoints.iter().map(of).collect::<Vec<_>>() }))
-        }
-        Format::Jsonl => checkpoints.iter().try_for_each(|one| json_line(&versioned(of(one)))),
+        Format::Table | Format::Wide => line(&table(all, format == Format::Wide)),
+        Format::Json => json_document(json!({ name: all })),
+        Format::Jsonl => all.iter().try_for_each(|one| json_line(&versioned(serde_json::to_value(one)?))),
     }
 }
 
@@ -81,7 +80,7 @@ pub fn checkpoint(
     manifest: &CheckpointManifest,
     format: Format,
 ) -> io::Result<()> {
-    let value = document::checkpoint_details(checkpoint, manifest);
+    let value = document::checkpoint_details(checkpoint, manifest)?;
     match format {
         Format::Json => json_document(value),
         Format::Jsonl => json_line(&versioned(value)),

@@ -8,11 +8,12 @@ use crate::config;
 use crate::exit::{Exit, UsageError};
 use crate::output;
 use anyhow::Context;
-use retort_common::client::{Client, JobView, LogQuery, RECONNECT_LIMIT};
+use retort_common::client::{Client, LogQuery, RECONNECT_LIMIT};
 use retort_common::ids::RequestId;
 use retort_common::spec::inputs::JobInputs;
 use retort_common::spec::{self, JobSpec};
 use retort_common::store::Location;
+use retort_common::view::JobView;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -159,7 +160,7 @@ async fn follow(
         };
         match (line, format) {
             (Some(line), LogFormat::Text) => output::line(&output::log_text(&line))?,
-            (Some(line), LogFormat::Jsonl) => output::json_line(&output::log_json(&line))?,
+            (Some(line), LogFormat::Jsonl) => output::json_line(&serde_json::to_value(line)?)?,
             (None, _) => break,
         }
     }

@@ -2,13 +2,12 @@
 //!
 //! - [`Client`]: one method per call; repeats calls that did not arrive for as long as its patience lasts
 //! - [`Watch`], [`Logs`], [`Steps`]: streams that go on where they were after the coordinator was away
-//! - [`JobView`], [`StageView`], [`WorkerView`], [`LogLine`], [`JobState`]: what the calls return
+//!
+//! What the calls return is in [`crate::view`].
 
 mod metrics;
-mod view;
 
 pub use metrics::{StepView, Steps};
-pub use view::{CheckpointView, JobState, JobView, LogLine, StageView, UnknownState, WorkerView};
 
 use crate::ids::RequestId;
 use crate::net::{self, NetError, NetOptions};
@@ -16,6 +15,7 @@ use crate::proto;
 use crate::proto::jobs_client::JobsClient;
 use crate::spec::JobSpec;
 use crate::spec::inputs::JobInputs;
+use crate::view::{CheckpointView, JobView, LogLine, ViewError, WorkerView};
 use std::error::Error as _;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -56,6 +56,12 @@ pub enum ClientError {
     /// An answer that this version does not understand.
     #[error("the coordinator's answer is not understood: {0}; use the same version of retort on both sides")]
     Answer(String),
+}
+
+impl From<ViewError> for ClientError {
+    fn from(error: ViewError) -> Self {
+        ClientError::Answer(error.to_string())
+    }
 }
 
 impl ClientError {
@@ -163,7 +169,7 @@ impl Client {
     pub async fn list(&mut self, all: bool) -> Result<Vec<JobView>, ClientError> {
         let call = async |mut jobs: JobsClient<Channel>| jobs.list(proto::ListRequest { all }).await;
         let proto::ListResponse { jobs } = self.call(call).await?;
-        jobs.into_iter().map(view::job).collect()
+        jobs.into_iter().map(|job| Ok(JobView::try_from(job)?)).collect()
     }
 
     /// One job, by its id or an unambiguous prefix of it.
@@ -171,7 +177,7 @@ impl Client {
         let request = proto::GetRequest { job_id: id.to_owned() };
         let call = async |mut jobs: JobsClient<Channel>| jobs.get(request.clone()).await;
         let proto::GetResponse { job } = self.call(call).await?;
-        view::present(job)
+        Ok(job.try_into()?)
     }
 
     /// Ends a job; `force` does not wait for a checkpoint.
@@ -179,7 +185,7 @@ impl Client {
         let request = proto::CancelRequest { job_id: id.to_owned(), force };
         let call = async |mut jobs: JobsClient<Channel>| jobs.cancel(request.clone()).await;
         let proto::CancelResponse { job } = self.call(call).await?;
-        view::present(job)
+        Ok(job.try_into()?)
     }
 
     /// Stops a job's work until it is resumed.
@@ -187,7 +193,7 @@ impl Client {
         let request = proto::PauseRequest { job_id: id.to_owned() };
         let call = async |mut jobs: JobsClient<Channel>| jobs.pause(request.clone()).await;
         let proto::PauseResponse { job } = self.call(call).await?;
-        view::present(job)
+        Ok(job.try_into()?)
     }
 
     /// Lets a paused job go on.
@@ -195,7 +201,7 @@ impl Client {
         let request = proto::ResumeRequest { job_id: id.to_owned() };
         let call = async |mut jobs: JobsClient<Channel>| jobs.resume(request.clone()).await;
         let proto::ResumeResponse { job } = self.call(call).await?;
-        view::present(job)
+        Ok(job.try_into()?)
     }
 
     /// The checkpoints of a job's trainings, by training and step.
@@ -203,7 +209,7 @@ impl Client {
         let request = proto::ListCheckpointsRequest { job_id: id.to_owned() };
         let call = async |mut jobs: JobsClient<Channel>| jobs.list_checkpoints(request.clone()).await;
         let proto::ListCheckpointsResponse { checkpoints } = self.call(call).await?;
-        Ok(checkpoints.into_iter().map(view::checkpoint).collect())
+        Ok(checkpoints.into_iter().map(CheckpointView::from).collect())
     }
 
     /// Deletes one checkpoint.
@@ -220,7 +226,7 @@ impl Client {
         let call =
             async |mut jobs: JobsClient<Channel>| jobs.list_workers(proto::ListWorkersRequest {}).await;
         let proto::ListWorkersResponse { workers } = self.call(call).await?;
-        Ok(workers.into_iter().map(view::worker).collect())
+        Ok(workers.into_iter().map(WorkerView::from).collect())
     }
 
     /// The job now and after every change, until it has ended.
@@ -350,7 +356,7 @@ impl Watch {
         };
         let url = &self.client.servers[self.client.current].0;
         match stream.message().await {
-            Ok(Some(proto::WatchResponse { job })) => view::present(job),
+            Ok(Some(proto::WatchResponse { job })) => Ok(job.try_into()?),
             // Only a coordinator that is shutting down ends the stream of a job that goes on.
             Ok(None) => Err(ClientError::Unreachable(format!("{url}: the coordinator ended the stream"))),
             Err(status) => Err(ClientError::of(url, &status)),
@@ -410,7 +416,7 @@ impl Logs {
         let message = stream.message().await;
         let url = self.client.servers[self.client.current].0.clone();
         match message {
-            Ok(Some(line)) => Ok(Some(view::log_line(line))),
+            Ok(Some(line)) => Ok(Some(line.into())),
             Ok(None) if !self.query.follow => Ok(None),
             Ok(None) if self.client.get(&self.id).await?.state.has_ended() => Ok(None),
             Ok(None) => Err(ClientError::Unreachable(format!("{url}: the coordinator ended the stream"))),

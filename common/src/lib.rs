@@ -11,6 +11,7 @@
 //! - [`artifact`]: artifacts and their manifests in the store, verified on read
 //! - [`net`]: the one seam through which every connection goes
 //! - [`client`]: the typed client of the control plane
+//! - [`view`]: jobs and workers as people see them
 //! - [`telemetry`]: logging set-up
 //! - [`proto`]: the generated protocol
 
@@ -28,3 +29,4 @@ pub mod spec;
 pub mod store;
 pub mod task;
 pub mod telemetry;
+pub mod view;

@@ -3,12 +3,13 @@
 
 use crate::journal::{Journal, JournalError};
 use crate::logs::{LogLine, Logs};
-use crate::scheduler::view::{self, JobView};
+use crate::scheduler::view;
 use crate::scheduler::{self, Command, Decision, Fact, HelloInfo, Input, Refusal, Reply, State};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use retort_common::ids::{JobId, WorkerId};
 use retort_common::task::ArtifactId;
+use retort_common::view::JobView;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -134,8 +135,7 @@ impl Desk {
         if let Some((made_ms, news, view)) = self.views.get(id) {
             let age_ms = self.now_ms.saturating_sub(*made_ms);
             let limit_ms = if *news { FRESH_VIEW_AGE_MS } else { VIEW_AGE_MS };
-            let shown_ended = matches!(view.standing, view::Standing::Ended(_));
-            if shown_ended || (!ended && age_ms < limit_ms) {
+            if view.state.has_ended() || (!ended && age_ms < limit_ms) {
                 return Some(view.clone());
             }
         }

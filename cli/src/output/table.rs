@@ -1,7 +1,7 @@
 //! Tables and lines for people.
 
 use comfy_table::{Table, presets};
-use retort_common::client::{CheckpointView, JobView, LogLine, StageView, WorkerView};
+use retort_common::view::{CheckpointView, JobView, LogLine, StageView, WorkerView, timestamp};
 use std::fmt::Write;
 
 /// Jobs, one in a row.
@@ -140,22 +140,6 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// Milliseconds since 1970 as RFC 3339 in UTC.
-pub fn timestamp(unix_ms: u64) -> String {
-    let (days, second) = (unix_ms / 86_400_000, unix_ms / 1000 % 86_400);
-    // Hinnant's civil_from_days: years begin in March, so that the leap day comes last.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let march_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second % 3600 / 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
 /// Aligned columns without borders.
 pub fn columns(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
@@ -193,9 +177,6 @@ mod tests {
 
     #[test]
     fn times_read_as_people_write_them() {
-        assert_eq!(timestamp(0), "1970-01-01T00:00:00Z");
-        assert_eq!(timestamp(951_782_400_000), "2000-02-29T00:00:00Z");
-        assert_eq!(timestamp(1_767_225_599_999), "2025-12-31T23:59:59Z");
         let read = [4.21, 59.4, 59.6, 185.0, 3720.0].map(duration);
         assert_eq!(read, ["4.2s", "59s", "1m00s", "3m05s", "1h02m"]);
     }

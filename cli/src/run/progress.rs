@@ -2,7 +2,7 @@
 
 use crate::output::duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use retort_common::client::{JobView, StageView};
+use retort_common::view::{JobView, StageView};
 use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::time::Duration;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::proto::jobs_server::{Jobs, JobsServer};
+use crate::view::JobState;
 use futures::stream::BoxStream;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};

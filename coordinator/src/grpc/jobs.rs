@@ -3,14 +3,14 @@
 use super::{CallError, checkpoints, metrics, status};
 use crate::driver::{self, Handle};
 use crate::logs::{LogFilter, LogLine};
-use crate::scheduler::view::{self, JobView, StageView, Standing, WorkerView};
-use crate::scheduler::{Input, Outcome, Reply};
+use crate::scheduler::{Input, Reply, view};
 use retort_common::ids::{JobId, RequestId};
 use retort_common::proto;
 use retort_common::proto::jobs_server::Jobs;
 use retort_common::spec::JobSpec;
 use retort_common::spec::inputs::JobInputs;
 use retort_common::store::Store;
+use retort_common::view::{JobState, JobView};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -186,7 +186,7 @@ impl Jobs for JobsService {
     ) -> Result<Response<proto::ListWorkersResponse>, Status> {
         let proto::ListWorkersRequest {} = request.into_inner();
         let workers = self.handle.ask(|desk| view::workers(&desk.state)).await.map_err(status)?;
-        let workers = workers.into_iter().map(encode_worker).collect();
+        let workers = workers.into_iter().map(proto::Worker::from).collect();
         Ok(Response::new(proto::ListWorkersResponse { workers }))
     }
 }
@@ -222,7 +222,7 @@ async fn watch(
             Ok(Err(refusal)) => return drop(sender.send(Err(status(refusal))).await),
             Err(stopped) => return drop(sender.send(Err(status(stopped))).await),
         };
-        let ended = matches!(view.standing, Standing::Ended(_));
+        let ended = view.state.has_ended();
         let timeless = without_clocks(&view);
         let old =
             sent.as_ref().is_none_or(|(before, at)| *before != timeless || at.elapsed() > WATCH_CLOCK_PAUSE);
@@ -242,7 +242,7 @@ async fn watch(
 
 fn without_clocks(view: &JobView) -> JobView {
     let mut view = view.clone();
-    view.elapsed_ms = 0;
+    view.elapsed = Duration::ZERO;
     view.stages.iter_mut().for_each(|stage| stage.eta_seconds = None);
     view
 }
@@ -288,96 +288,9 @@ fn encode_line(line: LogLine) -> proto::LogsResponse {
 }
 
 fn encode_job(job: &JobView, store: &Store) -> proto::Job {
-    let JobView {
-        id,
-        name,
-        standing,
-        stage,
-        reason,
-        digest,
-        submitted_unix_ms,
-        elapsed_ms,
-        stages,
-        fingerprint,
-    } = job;
-    let succeeded = *standing == Standing::Ended(Outcome::Succeeded);
-    proto::Job {
-        id: id.to_string(),
-        name: name.clone(),
-        state: encode_standing(*standing) as i32,
-        stage: stage.map(|stage| stage.name().to_owned()).unwrap_or_default(),
-        reason: reason.clone(),
-        spec_digest: digest.to_string(),
-        submitted_unix_ms: *submitted_unix_ms,
-        elapsed_ms: *elapsed_ms,
-        stages: stages.iter().map(encode_stage).collect(),
-        report_url: if succeeded { store.url_of(&format!("jobs/{id}/report")) } else { String::new() },
-        fingerprint: fingerprint.clone().unwrap_or_default(),
+    let mut job = job.clone();
+    if job.state == JobState::Succeeded {
+        job.report_url = store.url_of(&format!("jobs/{}/report", job.id));
     }
-}
-
-fn encode_standing(standing: Standing) -> proto::JobState {
-    match standing {
-        Standing::Pending => proto::JobState::Pending,
-        Standing::Running => proto::JobState::Running,
-        Standing::Paused => proto::JobState::Paused,
-        Standing::Ended(Outcome::Succeeded) => proto::JobState::Succeeded,
-        Standing::Ended(Outcome::Failed) => proto::JobState::Failed,
-        Standing::Ended(Outcome::Cancelled) => proto::JobState::Cancelled,
-    }
-}
-
-fn encode_stage(stage: &StageView) -> proto::StageStatus {
-    let StageView {
-        stage,
-        tasks,
-        done,
-        cached,
-        running,
-        seconds,
-        fraction,
-        eta_seconds,
-        detail,
-        complete_plan,
-    } = stage;
-    proto::StageStatus {
-        name: stage.name().to_owned(),
-        tasks: *tasks,
-        done: *done,
-        cached: *cached,
-        running: *running,
-        seconds: *seconds,
-        fraction: *fraction,
-        eta_seconds: eta_seconds.unwrap_or(-1.0),
-        detail: detail.clone(),
-        complete_plan: *complete_plan,
-    }
-}
-
-fn encode_worker(worker: WorkerView) -> proto::Worker {
-    let WorkerView {
-        id,
-        connected,
-        device,
-        kernels,
-        memory_bytes,
-        fingerprint,
-        version,
-        task,
-        threads,
-        tasks_done,
-    } = worker;
-    let id = id.to_string();
-    proto::Worker {
-        id,
-        connected,
-        device,
-        kernels,
-        memory_bytes,
-        fingerprint,
-        version,
-        task,
-        threads,
-        tasks_done,
-    }
+    job.into()
 }

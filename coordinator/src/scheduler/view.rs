@@ -4,97 +4,11 @@ use super::advance::stage_summaries;
 use super::fact::Outcome;
 use super::place;
 use super::state::{JobRecord, State, TaskRecord, TaskStatus};
-use retort_common::ids::{Digest, JobId, TaskId, WorkerId};
+use retort_common::ids::{JobId, TaskId, WorkerId};
 use retort_common::task::Stage;
+use retort_common::view::{JobState, JobView, StageView, WorkerView};
 use std::collections::BTreeSet;
-
-/// Where a job stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// No task of it has run yet.
-    Pending,
-    /// A task of it runs or is done.
-    Running,
-    /// A client paused it.
-    Paused,
-    /// It has ended.
-    Ended(Outcome),
-}
-
-/// A job.
-#[derive(Clone, Debug, PartialEq)]
-pub struct JobView {
-    /// Its id.
-    pub id: JobId,
-    /// Its name.
-    pub name: String,
-    /// Where it stands.
-    pub standing: Standing,
-    /// The earliest stage that is not done.
-    pub stage: Option<Stage>,
-    /// Why it stands there.
-    pub reason: String,
-    /// Digest of spec and inputs.
-    pub digest: Digest,
-    /// For display only.
-    pub submitted_unix_ms: u64,
-    /// Time since it was accepted, until it ended; pauses of the coordinator not counted.
-    pub elapsed_ms: u64,
-    /// Its stages in order.
-    pub stages: Vec<StageView>,
-    /// What its float tasks are bound to.
-    pub fingerprint: Option<String>,
-}
-
-/// A stage of a job.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StageView {
-    /// Which.
-    pub stage: Stage,
-    /// Tasks known so far.
-    pub tasks: u32,
-    /// Tasks done.
-    pub done: u32,
-    /// Tasks whose artifact was there.
-    pub cached: u32,
-    /// Tasks in work.
-    pub running: u32,
-    /// Worker seconds spent.
-    pub seconds: f64,
-    /// Share of the work that is done, 0 to 1.
-    pub fraction: f64,
-    /// Seconds until it is done, if known.
-    pub eta_seconds: Option<f64>,
-    /// What its tasks in work report.
-    pub detail: String,
-    /// Whether no tasks will be added.
-    pub complete_plan: bool,
-}
-
-/// A worker.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WorkerView {
-    /// Its id.
-    pub id: WorkerId,
-    /// Whether its session is up.
-    pub connected: bool,
-    /// Its device.
-    pub device: String,
-    /// What the device computes with.
-    pub kernels: String,
-    /// The device's memory; 0 when unknown.
-    pub memory_bytes: u64,
-    /// Its kernels' fingerprint.
-    pub fingerprint: String,
-    /// Its program's version.
-    pub version: String,
-    /// The task in work as "job/stage digest".
-    pub task: String,
-    /// Compute threads.
-    pub threads: u32,
-    /// Tasks it has finished.
-    pub tasks_done: u64,
-}
+use std::time::Duration;
 
 /// A training that is done.
 #[derive(Clone, Debug, PartialEq)]
@@ -131,36 +45,42 @@ pub fn open_trainings(state: &State, id: &JobId) -> BTreeSet<TaskId> {
     job.tasks.iter().filter(open).copied().collect()
 }
 
-/// A job as it stands.
+/// A job as it stands. Where its report lies is known to whoever has the store.
 pub fn job(state: &State, id: &JobId, now_ms: u64) -> Option<JobView> {
     let record = state.jobs.get(id)?;
     let stages: Vec<_> = stage_views(state, id, record, now_ms);
     let begun = record.tasks.iter().filter_map(|id| state.tasks.get(id)).any(|task| task.attempts > 0);
-    let standing = match &record.end {
-        Some(end) => Standing::Ended(end.outcome),
-        None if record.paused => Standing::Paused,
-        None if begun || stages.iter().any(|stage| stage.done > 0) => Standing::Running,
-        None => Standing::Pending,
+    let state_of_job = match &record.end {
+        Some(end) => match end.outcome {
+            Outcome::Succeeded => JobState::Succeeded,
+            Outcome::Failed => JobState::Failed,
+            Outcome::Cancelled => JobState::Cancelled,
+        },
+        None if record.paused => JobState::Paused,
+        None if begun || stages.iter().any(|stage| stage.done > 0) => JobState::Running,
+        None => JobState::Pending,
     };
+    let open = stages.iter().find(|stage| stage.done < stage.tasks);
     let until_ms = record.end.as_ref().map_or(now_ms, |end| end.at_ms);
     Some(JobView {
-        id: id.clone(),
+        id: id.to_string(),
         name: record.spec.name.clone(),
-        standing,
-        stage: stages.iter().find(|stage| stage.done < stage.tasks).map(|stage| stage.stage),
+        state: state_of_job,
+        stage: open.map(|stage| stage.name.clone()).unwrap_or_default(),
         reason: reason(state, id, record),
-        digest: record.digest,
+        spec_digest: record.digest.to_string(),
         submitted_unix_ms: record.submitted_unix_ms,
-        elapsed_ms: until_ms.saturating_sub(record.submitted_at_ms),
+        elapsed: Duration::from_millis(until_ms.saturating_sub(record.submitted_at_ms)),
         stages,
-        fingerprint: record.fingerprint.clone(),
+        report_url: String::new(),
+        fingerprint: record.fingerprint.clone().unwrap_or_default(),
     })
 }
 
 /// All workers, sorted by id.
 pub fn workers(state: &State) -> Vec<WorkerView> {
     let of = |(id, worker): (&WorkerId, &super::state::WorkerRecord)| WorkerView {
-        id: id.clone(),
+        id: id.to_string(),
         connected: worker.connected,
         device: worker.device.clone(),
         kernels: worker.kernels.clone(),
@@ -175,7 +95,9 @@ pub fn workers(state: &State) -> Vec<WorkerView> {
 }
 
 fn in_work(state: &State, worker: &WorkerId) -> String {
-    let Some((id, _)) = state.running.get(worker).and_then(|set| set.first()) else { return String::new() };
+    let Some((id, _)) = state.running.get(worker).and_then(|set| set.first()) else {
+        return stopping(state, worker);
+    };
     let Some(record) = state.tasks.get(id) else { return String::new() };
     match &record.status {
         TaskStatus::Running { job, .. } => {
@@ -184,6 +106,16 @@ fn in_work(state: &State, worker: &WorkerId) -> String {
         }
         _ => String::new(),
     }
+}
+
+/// What a worker was told to stop and has not let go of: it may still write a checkpoint, and gets nothing else yet.
+fn stopping(state: &State, worker: &WorkerId) -> String {
+    let stale = state.workers.get(worker).and_then(|known| known.stale.first());
+    let Some((id, record)) = stale.and_then(|(id, _)| Some((id, state.tasks.get(id)?))) else {
+        return String::new();
+    };
+    let job = record.jobs.first().map(|job| format!("{job}/")).unwrap_or_default();
+    format!("{job}{} {id:?}, stopping", record.stage)
 }
 
 fn stage_views(state: &State, id: &JobId, record: &JobRecord, now_ms: u64) -> Vec<StageView> {
@@ -201,7 +133,7 @@ fn stage_views(state: &State, id: &JobId, record: &JobRecord, now_ms: u64) -> Ve
         let live = record.end.is_none() && !running.is_empty() && made > 0.0;
         let eta = |spent_ms: u64| spent_ms as f64 / 1000.0 * (to_make - made) / made;
         StageView {
-            stage: summary.name,
+            name: summary.name.name().to_owned(),
             tasks: summary.tasks,
             done,
             cached: summary.cached,

@@ -4,6 +4,7 @@ use crate::cluster::{Attempt, Cluster, DETECTION_MS, worker};
 use crate::sample;
 use retort_common::ids::JobId;
 use retort_common::metrics::{StepPoint, StepReport, StepTiming};
+use retort_common::view::JobState;
 use retort_coordinator::scheduler::{Fact, Input, Outcome, Refusal, metrics, view};
 
 /// A job whose first training, of four microbatches, is at work on these workers.
@@ -275,7 +276,7 @@ fn other_work_gets_workers_back_but_for_half() {
     let (name, attempt) = (lent.unwrap(), cluster.first(lent.unwrap()).unwrap());
     cluster.fail(name, attempt, "stopped on request", true);
     assert_ne!(cluster.first(name), Some(attempt));
-    assert_eq!(view::job(&cluster.state, &other, 0).unwrap().standing, view::Standing::Running);
+    assert_eq!(view::job(&cluster.state, &other, 0).unwrap().state, JobState::Running);
     cluster.work();
     assert_eq!(cluster.outcome(&other), Some(Outcome::Succeeded));
     check_end(cluster, &job);
@@ -348,8 +349,14 @@ fn a_paused_job_gets_no_work_until_it_is_resumed() {
     let stopped: Vec<_> =
         cluster.stops[stops..].iter().map(|(worker, _, force)| (worker.as_str(), *force)).collect();
     assert_eq!(stopped, [("w1", false), ("w2", false)]);
-    assert_eq!(view::job(&cluster.state, &job, 0).unwrap().standing, view::Standing::Paused);
+    assert_eq!(view::job(&cluster.state, &job, 0).unwrap().state, JobState::Paused);
+    // Until it has let go of its task, a worker may write a checkpoint: it is not idle.
+    let tasks = |cluster: &Cluster| {
+        view::workers(&cluster.state).into_iter().map(|worker| worker.task).collect::<Vec<_>>()
+    };
+    assert!(tasks(&cluster).iter().all(|task| task.starts_with("j/train ") && task.ends_with(", stopping")));
     cluster.end_stopped();
+    assert_eq!(tasks(&cluster), ["", ""]);
     cluster.pass(10_000, &[]);
     assert!(cluster.state.running.is_empty());
     assert!(pause(&mut cluster, false).is_ok(), "pausing twice is pausing");
@@ -359,7 +366,7 @@ fn a_paused_job_gets_no_work_until_it_is_resumed() {
     assert_eq!(cluster.outcome(&other), Some(Outcome::Succeeded));
     assert_eq!(cluster.outcome(&job), None);
     cluster.restart();
-    assert_eq!(view::job(&cluster.state, &job, 0).unwrap().standing, view::Standing::Paused);
+    assert_eq!(view::job(&cluster.state, &job, 0).unwrap().state, JobState::Paused);
     cluster.hello("w1", "f1");
     pause(&mut cluster, true).unwrap();
     cluster.work();

@@ -2,9 +2,10 @@
 
 use crate::cluster::{Cluster, DETECTION_MS, worker};
 use crate::sample;
+use retort_common::view::JobState;
 use retort_coordinator::scheduler::decide::{MAX_FAILURES, MAX_LOSSES};
 use retort_coordinator::scheduler::state::TaskStatus;
-use retort_coordinator::scheduler::view::{self, Standing};
+use retort_coordinator::scheduler::view;
 use retort_coordinator::scheduler::{Input, Outcome, Refusal, Reply};
 
 #[test]
@@ -12,7 +13,7 @@ fn a_job_runs_to_its_end() {
     for workers in [&["w1"][..], &["w1", "w2", "w3"]] {
         let mut cluster = Cluster::with(workers);
         let job = cluster.submit("j", sample::full("j", 1));
-        assert_eq!(view::job(&cluster.state, &job, 0).unwrap().standing, Standing::Running);
+        assert_eq!(view::job(&cluster.state, &job, 0).unwrap().state, JobState::Running);
         cluster.work();
         assert_eq!(cluster.outcome(&job), Some(Outcome::Succeeded), "{}", cluster.reason(&job));
         let view = view::job(&cluster.state, &job, 0).unwrap();
@@ -21,7 +22,7 @@ fn a_job_runs_to_its_end() {
             "{view:?}"
         );
         assert_eq!(view.stages.len(), 9);
-        assert_eq!(view.fingerprint.as_deref(), Some("f1"));
+        assert_eq!(view.fingerprint, "f1");
         cluster.check_replay();
     }
 }
@@ -45,10 +46,7 @@ fn the_same_job_again_does_nothing_twice() {
     assert_eq!((other.runs.len(), other.outcome(&three)), (1, Some(Outcome::Succeeded)));
     let view = view::job(&other.state, &three, 0).unwrap();
     assert!(
-        view.stages
-            .iter()
-            .filter(|stage| stage.stage.name() != "report")
-            .all(|stage| stage.cached == stage.tasks)
+        view.stages.iter().filter(|stage| stage.name != "report").all(|stage| stage.cached == stage.tasks)
     );
 }
 
@@ -389,5 +387,5 @@ fn progress_shows_in_the_view_and_not_in_the_journal() {
     let view = view::job(&cluster.state, &job, cluster.now_ms).unwrap();
     let stage = &view.stages[0];
     assert_eq!((stage.fraction, stage.detail.as_str(), stage.eta_seconds), (0.25, "row 1/4", Some(6.0)));
-    assert_eq!(view.elapsed_ms, 2_000);
+    assert_eq!(view.elapsed.as_millis(), 2_000);
 }

@@ -185,7 +185,9 @@ impl Chaos {
             let task = known
                 .filter(|known| known["id"] == format!("w{worker}"))
                 .find_map(|known| known["task"].as_str());
-            task.is_some_and(|task| task.contains("/train ") && !task.contains("standing by"))
+            task.is_some_and(|task| {
+                task.contains("/train ") && !task.contains("standing by") && !task.contains("stopping")
+            })
         };
         let members: Vec<usize> = (0..WORKERS).filter(trains).collect();
         let among = self.random.below(WORKERS.max(1));
