@@ -77,6 +77,11 @@ bench-corpus-memory PASSAGES="20000" QUESTIONS="10000" FOLDER="/tmp":
     cargo bench --package retort-worker --bench memory -- {{ PASSAGES }} {{ QUESTIONS }} {{ FOLDER }}
     cargo bench --package retort-worker --bench memory -- {{ PASSAGES }}0 {{ QUESTIONS }} {{ FOLDER }}
 
+# Peak memory of each process of a whole job, over its corpus and over one ten times as large.
+bench-job-memory SPEC="examples/quickstart.toml" *ARGS:
+    cargo build --release
+    python3 tests/bench/memory.py --retort target/release/retort --spec {{ SPEC }} {{ ARGS }}
+
 # The same job on flex and LibTorch: embeddings within 1e-4, metrics within 0.002, the same bits with one worker and two.
 parity-backends LIBTORCH: parity-setup
     LIBTORCH={{ LIBTORCH }} cargo build --release --package retort-cli --features tch
