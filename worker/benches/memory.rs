@@ -216,6 +216,7 @@ fn main() -> Outcome<()> {
     let vectors = VectorSet {
         queries: run.vectors("questions", questions)?,
         passages: run.vectors("passages", passages)?,
+        sentences: Vec::new(),
     };
     let rankings = search(&mut run, &table, &queries, &vectors)?;
     let mine = Task::Mine {
@@ -238,6 +239,7 @@ fn main() -> Outcome<()> {
         negatives_per_row: 4,
         corpus_samples: 32,
         unlabelled: 0,
+        sentences: None,
         batch: 128,
         length: PhaseLength::Epochs(3.0),
         span: None,

@@ -224,7 +224,11 @@ impl Place {
         let value = |at: usize| ((at * 7919 + at / dim * 31) % 1013) as f32 / 500.0 - 1.0;
         write_vectors(&path, &Matrix::new(count, dim, (0..count * dim).map(value).collect()))?;
         self.put(&vectors, vec![("vectors.safetensors".to_owned(), Content::File(path))], json!({}))?;
-        Ok((order, VectorSet { queries: vec![vectors.clone()], passages: vec![vectors] }, steps))
+        Ok((
+            order,
+            VectorSet { queries: vec![vectors.clone()], passages: vec![vectors], sentences: Vec::new() },
+            steps,
+        ))
     }
 
     fn train(self) -> Outcome<()> {

@@ -49,6 +49,7 @@ pub fn check(spec: &JobSpec) -> Check {
     let plain = |text: &str| text.parse::<crate::ids::JobId>().is_ok() && text.len() <= 64;
     ensure(plain(&spec.name), &["name"], "use 1 to 64 letters, digits, '-', '_' or '.'")?;
     within(spec.corpus.rows_per_shard, 1, LARGEST_COUNT, &["corpus", "rows_per_shard"])?;
+    within(spec.corpus.sentences, 0, LARGEST_COUNT, &["corpus", "sentences"])?;
     check_sets(spec)?;
     check_teacher(spec)?;
     check_mining(spec)?;
@@ -232,7 +233,8 @@ fn check_student(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Check
     if let Some(hidden) = student.hidden {
         within(hidden, 1, LARGEST_DIM, &key("hidden"))?;
         let random = student.init == "random" || student.init == "pca";
-        ensure(random, &key("init"), "an MLP starts from random weights; leave `init` out")?;
+        let message = "an MLP starts from a head where `hidden` is at least twice its `dim`";
+        ensure(random || !student.is_narrow(), &key("init"), message)?;
     }
     let from_head = !["pca", "random"].contains(&student.init.as_str());
     if from_head {
@@ -287,12 +289,6 @@ fn check_quantised(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Che
         on == "teacher" || head.is_some(),
         &key("on"),
         "must be \"teacher\" or the name of an earlier head",
-    )?;
-    let linear = student.phase.is_empty() || head.is_none_or(|head| head.hidden.is_none());
-    ensure(
-        linear,
-        &key("phase"),
-        "training through codes needs a linear head: leave the head's `hidden` out",
     )?;
     let product = student.code.unwrap_or_default() == CodeKind::Product;
     let divides = head.and_then(|head| head.dim).is_none_or(|dim| dim.is_multiple_of(bytes));
@@ -364,6 +360,10 @@ fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&
             ensure(phase.unlabelled == 0.0 || kl, &key("unlabelled"), message)?;
         }
     }
+    let drawn = !phase.sentences || spec.corpus.sentences > 0;
+    ensure(drawn, &key("sentences"), "there are none: give corpus.sentences")?;
+    let asked = !phase.sentences || phase.data == PhaseData::Texts || phase.unlabelled > 0.0;
+    ensure(asked, &key("sentences"), "goes with data = \"texts\" or with `unlabelled`")?;
     check_sources(spec, student, phase, &key("negatives_from"))?;
     ensure(!phase.loss.is_empty(), &key("loss"), "needs at least one term, e.g. [{ kind = \"kl\" }]")?;
     // The signal's dimensions, where the spec tells them; a student has its own, or those of its model.

@@ -40,6 +40,13 @@ pub struct CorpusSpec {
     /// Malformed records to count and skip before the job fails.
     #[serde(default)]
     pub max_bad_records: u64,
+    /// Sentences drawn from the passages, which stand as questions that need no label.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub sentences: u32,
+}
+
+fn is_zero(value: &u32) -> bool {
+    *value == 0
 }
 
 fn default_rows_per_shard() -> u32 {

@@ -218,6 +218,13 @@ pub struct StudentSpec {
     pub phase: Vec<PhaseSpec>,
 }
 
+impl StudentSpec {
+    /// Whether it is an MLP whose hidden layer has no room for a linear map: two units for each component.
+    pub fn is_narrow(&self) -> bool {
+        self.hidden.is_some_and(|hidden| self.dim.is_none_or(|dim| hidden / 2 < dim))
+    }
+}
+
 /// What a student is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -273,6 +280,10 @@ pub struct PhaseSpec {
     /// (data = "queries"): questions that need no label, which reach passages that nobody asked about.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub unlabelled: f64,
+    /// Whether sentences of the corpus (`corpus.sentences`) are learnt from: as the questions of the rows without
+    /// labels, or as texts beside the others.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub sentences: bool,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Share of the steps over which the learning rate rises.
@@ -428,6 +439,10 @@ fn is_default_keep_last(value: &u32) -> bool {
 
 fn is_zero_level(value: &u32) -> bool {
     *value == 0
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 fn is_zero(value: &f64) -> bool {

@@ -231,12 +231,19 @@ loss = [{ kind = "info_nce", temperature = 0.05 }]
         let phase = &parse(&trained, "job.toml", &[]).unwrap().student[1].phase[0];
         assert_eq!(phase.commitment(), 0.25);
         refuse(&trained.replace("0.25", "-1.0"), &[], &["commitment", "must not be negative"]);
-        refuse(&trained.replacen("dim = 8", "dim = 8\nhidden = 4", 1), &[], &["needs a linear head"]);
+        // An MLP's vectors are read as they are.
+        assert!(parse(&trained.replacen("dim = 8", "dim = 8\nhidden = 4", 1), "job.toml", &[]).is_ok());
         refuse(&GOOD.replace("steps = 10", "steps = 10\ncommitment = 0.5"), &[], &["kind = \"quantised\""]);
         let mixed = GOOD.replace("steps = 10", "steps = 10\nunlabelled = 0.5");
         refuse(&mixed, &[], &["only kl can learn from it"]);
         assert!(parse(&mixed.replace("info_nce", "kl"), "job.toml", &[]).is_ok());
         refuse(&mixed.replace("0.5", "1.0").replace("info_nce", "kl"), &[], &["share of the batch"]);
+        let asked = mixed.replace("info_nce", "kl").replace("steps = 10", "steps = 10\nsentences = true");
+        refuse(&asked, &[], &["give corpus.sentences"]);
+        let drawn = [("corpus.sentences", "100")];
+        let pairs = drawn.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        assert!(parse(&asked, "job.toml", &pairs).is_ok());
+        refuse(&GOOD.replace("steps = 10", "steps = 10\nsentences = true"), &drawn, &["with `unlabelled`"]);
     }
 
     #[test]

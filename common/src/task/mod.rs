@@ -66,6 +66,18 @@ pub enum Task {
         /// Malformed records to skip.
         max_bad_records: u64,
     },
+    /// Sentences of passages to shards like those of questions {row, id, text, answers}, and the rows of the passages
+    /// that they come from. Meta: rows, shards.
+    ShardSentences {
+        /// The corpus.
+        passages: Table,
+        /// How many; all where the corpus has fewer.
+        count: u32,
+        /// Rows in a shard.
+        rows_per_shard: u32,
+        /// Seed of the draw.
+        seed: u64,
+    },
     /// One shard of texts to vectors [rows, dim]. Meta: rows, dim, first_row.
     Embed {
         /// The model.
@@ -209,9 +221,12 @@ pub enum Task {
         negatives_per_row: u32,
         /// Passages drawn from the corpus for each row.
         corpus_samples: u32,
-        /// Rows of each batch whose question is a passage.
+        /// Rows of each batch whose question is a passage, or a sentence where there are some.
         #[serde(default, skip_serializing_if = "is_zero")]
         unlabelled: u32,
+        /// Sentences that stand as questions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sentences: Option<Table>,
         /// Rows in a global batch.
         batch: u32,
         /// Steps, or passes over the data.

@@ -23,6 +23,7 @@ impl Task {
         match self {
             Task::ShardCorpus { .. } => "passages",
             Task::ShardQueries { .. } => "queries",
+            Task::ShardSentences { .. } => "sentences",
             Task::Embed { .. } | Task::Project { .. } | Task::Quantize { .. } => "vectors",
             Task::FitQuantizer { .. } | Task::FitBaseline { .. } => "quantizer",
             Task::Encode { .. } => "codes",
@@ -41,7 +42,9 @@ impl Task {
     /// The stage it belongs to. A stage is what a user sees; vectors of students are "embed" like the teacher's.
     pub fn stage(&self) -> Stage {
         match self {
-            Task::ShardCorpus { .. } | Task::ShardQueries { .. } => Stage::Shard,
+            Task::ShardCorpus { .. } | Task::ShardQueries { .. } | Task::ShardSentences { .. } => {
+                Stage::Shard
+            }
             Task::Embed { .. } | Task::Project { .. } | Task::Quantize { .. } | Task::Encode { .. } => {
                 Stage::Embed
             }

@@ -138,6 +138,9 @@ pub struct VectorSet {
     pub queries: Vec<ArtifactId>,
     /// Passages, in row order.
     pub passages: Vec<ArtifactId>,
+    /// Sentences that stand as questions, in row order; none where they are not needed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sentences: Vec<ArtifactId>,
 }
 
 /// A table cut into shards: one artifact with one part a shard.

@@ -144,7 +144,11 @@ pub fn plan(context: &PlanContext<'_>) -> Result<Plan, PlanError> {
 struct Base {
     passages: Table,
     queries: Table,
+    /// Sentences that stand as questions.
+    sentences: Option<Table>,
     teacher: VectorSet,
+    /// The teacher's vectors of the sentences.
+    of_sentences: Vec<ArtifactId>,
     bm25: Option<ArtifactId>,
     fingerprint: String,
 }
@@ -256,7 +260,15 @@ impl Planner<'_, '_> {
             rows_per_shard,
             max_bad_records,
         });
+        let sentences = self.sentences(&passages);
         let Some(queries) = self.table(queries, "the judged questions")? else { return Ok(None) };
+        let sentences = match sentences {
+            None => None,
+            Some(artifact) => match self.table(artifact, "the corpus' sentences")? {
+                None => return Ok(None),
+                table => table,
+            },
+        };
         let Some(fingerprint) = self.context.fingerprint.map(str::to_owned) else {
             self.plan.wants_fingerprint = true;
             return Ok(None);
@@ -265,10 +277,32 @@ impl Planner<'_, '_> {
             files: self.teacher_files(side).clone(),
             pooling: spec.teacher_pooling(inputs, side),
         };
-        let query = (&encoder(Side::Query), &queries, spec.teacher_input(inputs, Side::Query));
-        let passage = (&encoder(Side::Passage), &passages, spec.teacher_input(inputs, Side::Passage));
+        let (asks, answers) = (encoder(Side::Query), encoder(Side::Passage));
+        let query = (&asks, &queries, spec.teacher_input(inputs, Side::Query));
+        let passage = (&answers, &passages, spec.teacher_input(inputs, Side::Passage));
         let teacher = self.embed(query, passage, &fingerprint);
-        Ok(Some(Base { passages, queries, teacher, bm25, fingerprint }))
+        let of_sentences = match &sentences {
+            None => Vec::new(),
+            Some(table) => {
+                let input = spec.teacher_input(inputs, Side::Query);
+                self.embed_side(Side::Query, (&asks, table, input), &fingerprint)
+            }
+        };
+        Ok(Some(Base { passages, queries, sentences, teacher, of_sentences, bm25, fingerprint }))
+    }
+
+    /// Sentences of the corpus, where a phase learns from them.
+    fn sentences(&mut self, passages: &Table) -> Option<ArtifactId> {
+        let spec = self.context.spec;
+        let learnt = spec.student.iter().flat_map(|student| &student.phase).any(|phase| phase.sentences);
+        learnt.then(|| {
+            self.add(Task::ShardSentences {
+                passages: passages.clone(),
+                count: spec.corpus.sentences,
+                rows_per_shard: spec.corpus.rows_per_shard,
+                seed: derived_seed(spec.seed, "sentences", 0),
+            })
+        })
     }
 
     /// The teacher's files of one side.
@@ -286,22 +320,30 @@ impl Planner<'_, '_> {
         passages: (&Encoder, &Table, TextInput),
         fingerprint: &str,
     ) -> VectorSet {
+        let queries = self.embed_side(Side::Query, queries, fingerprint);
+        let passages = self.embed_side(Side::Passage, passages, fingerprint);
+        VectorSet { queries, passages, sentences: Vec::new() }
+    }
+
+    fn embed_side(
+        &mut self,
+        side: Side,
+        (encoder, texts, input): (&Encoder, &Table, TextInput),
+        fingerprint: &str,
+    ) -> Vec<ArtifactId> {
         let batch_tokens = self.context.spec.teacher.batch_tokens;
         let normalize = self.normalizes();
-        let mut side = |side, (encoder, texts, input): (&Encoder, &Table, TextInput)| -> Vec<ArtifactId> {
-            let task = |shard| Task::Embed {
-                encoder: encoder.clone(),
-                texts: texts.clone(),
-                shard,
-                side,
-                input: input.clone(),
-                batch_tokens: batch_tokens.max(input.max_tokens),
-                normalize,
-                fingerprint: fingerprint.to_owned(),
-            };
-            (0..texts.shards).map(|shard| self.add(task(shard))).collect()
+        let task = |shard| Task::Embed {
+            encoder: encoder.clone(),
+            texts: texts.clone(),
+            shard,
+            side,
+            input: input.clone(),
+            batch_tokens: batch_tokens.max(input.max_tokens),
+            normalize,
+            fingerprint: fingerprint.to_owned(),
         };
-        VectorSet { queries: side(Side::Query, queries), passages: side(Side::Passage, passages) }
+        (0..texts.shards).map(|shard| self.add(task(shard))).collect()
     }
 
     fn normalizes(&self) -> bool {
@@ -464,7 +506,7 @@ fn stands_on(spec: &JobSpec, student: &StudentSpec, name: &str) -> bool {
 }
 
 fn starts_from_pca(student: &StudentSpec) -> bool {
-    student.init == "pca" && student.dim.is_some() && student.hidden.is_none()
+    student.init == "pca" && student.dim.is_some() && !student.is_narrow()
 }
 
 /// The dimensions of the PCA rows: those asked for, and the students' so that each has its rival.

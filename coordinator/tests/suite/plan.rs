@@ -226,6 +226,60 @@ fn codes_with_phases_are_trained_from_the_fitted_quantiser() {
 }
 
 #[test]
+fn codes_on_an_mlp_read_its_vectors() {
+    let mut spec = sample::full("j", 1);
+    spec.student[0].hidden = Some(3);
+    spec.student[1].phase = vec![spec.student[0].phase[0].clone()];
+    spec.student.truncate(2);
+    retort_common::spec::check(&spec).unwrap();
+    let tasks = last_plan(&spec);
+    let trained = tasks.iter().find_map(|task| match task {
+        Task::Train { start: StudentStart::Quantised { head, input, .. }, inputs, .. } => {
+            Some((head.clone(), *input, inputs.clone().unwrap()))
+        }
+        _ => None,
+    });
+    let (head, input, inputs) = trained.unwrap();
+    assert_eq!((head, input), (None, 2));
+    let projected = |artifact: &ArtifactId| {
+        let by = |task: &&Task| matches!(task, Task::Project { .. }) && task.output() == *artifact;
+        tasks.iter().any(|task| by(&task))
+    };
+    assert!(inputs.queries.iter().chain(&inputs.passages).all(projected));
+}
+
+#[test]
+fn sentences_are_drawn_embedded_and_learnt_from_where_a_phase_asks() {
+    let mut spec = sample::full("j", 1);
+    spec.corpus.sentences = 50;
+    let drawn = |task: &Task| matches!(task, Task::ShardSentences { .. });
+    assert!(!last_plan(&spec).iter().any(drawn));
+    let phase = &mut spec.student[0].phase[0];
+    (phase.sentences, phase.unlabelled, phase.batch) = (true, 0.5, 8);
+    phase.loss.retain(|loss| loss.kind == retort_common::spec::LossKind::Kl);
+    let tasks = last_plan(&spec);
+    let table = tasks.iter().find(|task| drawn(task)).unwrap().output();
+    let embedded: Vec<_> = tasks
+        .iter()
+        .filter(|task| matches!(task, Task::Embed { texts, .. } if texts.artifact == table))
+        .map(Task::output)
+        .collect();
+    assert_eq!(embedded.len(), 2);
+    let mut trained = 0;
+    for task in &tasks {
+        let Task::Train { order, inputs, signal, .. } = task else { continue };
+        let order = tasks.iter().find(|task| task.output() == *order).unwrap();
+        let Task::Order { sentences, .. } = order else { panic!("no order: {order:?}") };
+        let asks = sentences.as_ref().is_some_and(|sentences| sentences.artifact == table);
+        trained += usize::from(asks);
+        let own = if asks { embedded.clone() } else { Vec::new() };
+        assert_eq!(signal.sentences, own);
+        assert!(inputs.as_ref().is_none_or(|inputs| inputs.sentences == own));
+    }
+    assert_eq!(trained, 1);
+}
+
+#[test]
 fn students_with_the_same_rows_share_them() {
     let mut spec = sample::full("j", 1);
     let mut twin = spec.student[0].clone();

@@ -85,6 +85,7 @@ pub fn meta(task: &Task) -> Value {
     match task {
         Task::ShardCorpus { .. } => json!({ "rows": 4 * SHARDS, "shards": SHARDS, "bad_records": 0 }),
         Task::ShardQueries { .. } => json!({ "rows": 3, "shards": 1, "sets": {} }),
+        Task::ShardSentences { .. } => json!({ "rows": 50, "shards": 2 }),
         Task::Embed { encoder: retort_common::task::Encoder::Files { .. }, .. } => {
             json!({ "rows": 4, "dim": 8 })
         }

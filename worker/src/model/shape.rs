@@ -238,11 +238,16 @@ impl TowerConfig {
     }
 
     /// Puts `weight`, of shape [dim, input] such as PCA's components, and `bias`, empty for a head without one, in the
-    /// place of a linear head's.
+    /// place of a linear head's. An MLP whose hidden layer has room for it starts as the same map, see
+    /// [`TowerConfig::set_mlp`].
     pub fn set_head(&self, params: &mut [f32], weight: &Matrix, bias: &[f32]) -> Result<(), TowerError> {
         let found = [weight.rows(), weight.dim()];
-        let Head::Linear { dim, bias: has_bias } = self.head else {
-            return Err(TowerError::Head { found, expected: "no linear layer".to_owned() });
+        let (dim, has_bias) = match self.head {
+            Head::Linear { dim, bias } => (dim, bias),
+            Head::Mlp { dim, .. } => (dim, true),
+            Head::None | Head::Coded(_) => {
+                return Err(TowerError::Head { found, expected: "no linear layer".to_owned() });
+            }
         };
         let input = self.head_input();
         if found != [dim, input] || bias.len() != if has_bias { dim } else { 0 } {
@@ -251,6 +256,9 @@ impl TowerConfig {
         let layout = self.layout();
         if params.len() != layout.len() {
             return Err(TowerError::Params { found: params.len(), expected: layout.len() });
+        }
+        if let Head::Mlp { hidden, .. } = self.head {
+            return self.set_mlp(&layout, params, (weight, bias), hidden);
         }
         let entry = layout.get("head.weight").expect("a linear head has a weight");
         let target = &mut params[entry.range()];
@@ -262,6 +270,46 @@ impl TowerConfig {
         if let Some(entry) = layout.get("head.bias") {
             params[entry.range()].copy_from_slice(bias);
         }
+        Ok(())
+    }
+
+    /// An MLP that is exactly the linear map: gelu(y) - gelu(-y) = y, so that a hidden unit for each component and one
+    /// for its opposite give it back. The other units keep their random input weights, scaled so that they leave the
+    /// straight part of the GELU for vectors of unit length, and begin with output weights of zero.
+    fn set_mlp(
+        &self,
+        layout: &ParamLayout,
+        params: &mut [f32],
+        (weight, bias): (&Matrix, &[f32]),
+        hidden: usize,
+    ) -> Result<(), TowerError> {
+        let (dim, input) = (weight.rows(), weight.dim());
+        if hidden < 2 * dim {
+            let expected = format!("a hidden layer of {hidden}, fewer than two for each of {dim} components");
+            return Err(TowerError::Head { found: [dim, input], expected });
+        }
+        let range = |path: &str| layout.get(path).expect("an MLP has these parameters").range();
+        let inner = &mut params[range("head.hidden.weight")];
+        let scale = (input as f32).sqrt();
+        for (index, units) in inner.chunks_exact_mut(hidden).enumerate() {
+            units[2 * dim..].iter_mut().for_each(|value| *value *= scale);
+            for component in 0..dim {
+                units[component] = weight.row(component)[index];
+                units[dim + component] = -weight.row(component)[index];
+            }
+        }
+        let inner = &mut params[range("head.hidden.bias")];
+        inner.fill(0.0);
+        for (component, value) in bias.iter().enumerate() {
+            (inner[component], inner[dim + component]) = (*value, -*value);
+        }
+        let outer = &mut params[range("head.output.weight")];
+        outer.fill(0.0);
+        for component in 0..dim {
+            outer[component * dim + component] = 1.0;
+            outer[(dim + component) * dim + component] = -1.0;
+        }
+        params[range("head.output.bias")].fill(0.0);
         Ok(())
     }
 }

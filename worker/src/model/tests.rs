@@ -186,6 +186,23 @@ fn a_head_takes_pca_components() {
 }
 
 #[test]
+fn an_mlp_with_room_for_it_starts_as_a_linear_map() {
+    let config =
+        |hidden| TowerConfig { input: Input::Vectors { dim: 3 }, head: Head::Mlp { hidden, dim: 2 } };
+    let components = Matrix::new(2, 3, vec![0.1, 0.2, 0.3, 0.4, -0.5, 0.6]);
+    let mut params = config(7).initial_params(1);
+    config(7).set_head(&mut params, &components, &[0.1, -0.2]).unwrap();
+    let tower = Tower::new(config(7), &params, &Device::flex()).unwrap();
+    let found = tower.encode(&Batch::Vectors(Matrix::new(1, 3, vec![1.0, 2.0, 4.0]))).unwrap();
+    let near =
+        found.data().iter().zip([1.8, 1.6]).all(|(found, expected)| (found - expected).abs() < 1e-6f32);
+    assert!(near, "{:?}", found.data());
+    let mut params = config(3).initial_params(1);
+    let message = config(3).set_head(&mut params, &components, &[0.0, 0.0]).unwrap_err().to_string();
+    assert!(message.contains("fewer than two for each of 2 components"), "{message}");
+}
+
+#[test]
 fn batches_that_do_not_fit_are_refused() {
     let tower = token_tower(Pooling::Cls, Head::None);
     let check = |batch, word: &str| {

@@ -33,6 +33,11 @@ pub fn run(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
     match task {
         Task::ShardCorpus { .. } => shard::corpus(bench, task),
         Task::ShardQueries { .. } => shard::queries(bench, task),
+        Task::ShardSentences { passages, count, rows_per_shard, seed } => {
+            let draw =
+                shard::Draw { count: *count as usize, rows_per_shard: *rows_per_shard as usize, seed: *seed };
+            shard::sentences(bench, passages, draw)
+        }
         Task::Embed { .. } => embed::embed(bench, task),
         Task::Project { student, vectors, normalize, .. } => {
             embed::project(bench, student, vectors, *normalize)

@@ -3,6 +3,7 @@
 use super::bench::{Content, Produced, TaskError, Workbench};
 use super::input::model_folder;
 use super::mine::{NEGATIVES, known_positives};
+use super::shard::origins;
 use crate::mining::Permutation;
 use crate::tables::read_negatives;
 use crate::text::Tokenizer;
@@ -20,6 +21,8 @@ use std::path::PathBuf;
 const ROWS_PER_PART: u64 = 16_384;
 /// Marks the row of a question where passages and questions stand together.
 const QUERY_BIT: u64 = 1 << 63;
+/// Marks the row of a sentence there.
+const SENTENCE_BIT: u64 = 1 << 62;
 
 /// Where the text of a training row stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,13 +31,15 @@ pub enum TextRow {
     Query(u64),
     /// A passage.
     Passage(u64),
+    /// A sentence that stands as a question.
+    Sentence(u64),
 }
 
 impl TextRow {
     /// The row in its own table.
     pub fn row(&self) -> u64 {
         match self {
-            TextRow::Query(row) | TextRow::Passage(row) => *row,
+            TextRow::Query(row) | TextRow::Passage(row) | TextRow::Sentence(row) => *row,
         }
     }
 
@@ -42,11 +47,16 @@ impl TextRow {
         match self {
             TextRow::Query(row) => row | QUERY_BIT,
             TextRow::Passage(row) => row,
+            TextRow::Sentence(row) => row | SENTENCE_BIT,
         }
     }
 
     fn decode(value: u64) -> Self {
-        if value & QUERY_BIT == 0 { TextRow::Passage(value) } else { TextRow::Query(value ^ QUERY_BIT) }
+        match value {
+            _ if value & QUERY_BIT != 0 => TextRow::Query(value ^ QUERY_BIT),
+            _ if value & SENTENCE_BIT != 0 => TextRow::Sentence(value ^ SENTENCE_BIT),
+            _ => TextRow::Passage(value),
+        }
     }
 }
 
@@ -63,14 +73,26 @@ pub struct StepRows {
 
 /// Writes the rows of a phase.
 pub fn order(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
-    let Task::Order { data, queries, passages, sets, batch, length, span, tokens, seed, unlabelled, .. } =
-        task
+    let Task::Order {
+        data,
+        queries,
+        passages,
+        sets,
+        batch,
+        length,
+        span,
+        tokens,
+        seed,
+        unlabelled,
+        sentences,
+        ..
+    } = task
     else {
         unreachable!("called with its own task")
     };
     let positives = known_positives(bench, queries, sets)?;
     let (source, counts) = match data {
-        PhaseData::Texts => (Source::texts(passages, &positives), json!({})),
+        PhaseData::Texts => (Source::texts(passages, sentences.as_ref(), &positives), json!({})),
         PhaseData::Queries => Source::questions(bench, task, positives)?,
     };
     let rows = source.len();
@@ -106,7 +128,7 @@ pub fn order(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
             let variety = rows.saturating_mul(source.variety().saturating_add(1));
             let positions = (steps * batch).min(variety);
             let needed = (start * batch..start * batch + positions).flat_map(|position| order(position).0);
-            Some(TokenStore::build(bench, tokens, queries, passages, needed.collect())?)
+            Some(TokenStore::build(bench, tokens, (queries, passages, sentences.as_ref()), needed.collect())?)
         }
         None => None,
     };
@@ -159,28 +181,79 @@ impl Mix {
 
 /// What the rows of a phase are drawn from.
 enum Source {
-    /// Every passage, then every training question.
-    Texts { passages: u64, queries: Vec<u64> },
+    /// Every passage, then every sentence, then every training question.
+    Texts { passages: u64, sentences: u64, queries: Vec<u64> },
     /// Training questions with their positives and negatives.
-    Questions { rows: Vec<Question>, negatives: usize, samples: Samples, passages: Samples, mixed: bool },
+    Questions { rows: Vec<Question>, negatives: usize, samples: Samples, asked: Option<Unlabelled> },
 }
 
-/// Passages drawn from the whole corpus: seeded permutations of it, one after the other.
+/// What rows without labels are drawn from.
+struct Unlabelled {
+    /// The questions: sentences, or passages where there are none.
+    questions: Samples,
+    /// The passage of each sentence, which stands in the positive's place.
+    origins: Option<Vec<u64>>,
+    /// What stands for negatives, and for the positive where the question is a passage.
+    candidates: Samples,
+}
+
+/// Rows drawn from a whole table: seeded permutations of it, one after the other.
 struct Samples {
     per_row: u64,
-    passages: u64,
+    rows: u64,
     seed: u64,
 }
 
 impl Samples {
     /// Those of the row at a position of the order.
-    fn at(&self, position: u64) -> impl Iterator<Item = TextRow> {
+    fn at(&self, position: u64) -> impl Iterator<Item = u64> {
         let places = position * self.per_row..(position + 1) * self.per_row;
         places.map(|place| {
-            let (round, at) = (place / self.passages, place % self.passages);
-            let row = Permutation::new(self.passages, self.seed, round).row(at);
-            TextRow::Passage(row.expect("the place lies within the round"))
+            let (round, at) = (place / self.rows, place % self.rows);
+            let row = Permutation::new(self.rows, self.seed, round).row(at);
+            row.expect("the place lies within the round")
         })
+    }
+
+    /// As passages.
+    fn passages(&self, position: u64) -> impl Iterator<Item = TextRow> {
+        self.at(position).map(TextRow::Passage)
+    }
+}
+
+impl Unlabelled {
+    fn new(
+        bench: &Workbench<'_>,
+        passages: &Table,
+        sentences: Option<&Table>,
+        (seed, negatives): (u64, usize),
+    ) -> Result<Self, TaskError> {
+        let (rows, negatives) = (passages.rows, negatives as u64);
+        let seed = seed.rotate_left(32);
+        let Some(table) = sentences else {
+            // One permutation gives question, positive and negatives, so that no row has a passage twice.
+            let questions = Samples { per_row: 2 + negatives, rows, seed };
+            return Ok(Self { questions, origins: None, candidates: Samples { per_row: 0, rows, seed } });
+        };
+        let origins = origins(bench, table)?;
+        if origins.len() as u64 != table.rows || origins.iter().any(|row| *row >= rows) {
+            let artifact = &table.artifact;
+            return Err(TaskError::Input(format!("{artifact}: its sentences are not those of the corpus")));
+        }
+        let questions = Samples { per_row: 1, rows: table.rows, seed };
+        let candidates = Samples { per_row: negatives, rows, seed: !seed };
+        Ok(Self { questions, origins: Some(origins), candidates })
+    }
+
+    /// A question and what stands for its positive and its negatives.
+    fn at(&self, place: u64) -> Vec<TextRow> {
+        let mut texts: Vec<_> = self.questions.passages(place).collect();
+        if let (Some(origins), Some(question)) = (&self.origins, texts.pop()) {
+            texts.push(TextRow::Sentence(question.row()));
+            texts.push(TextRow::Passage(origins[question.row() as usize]));
+        }
+        texts.extend(self.candidates.passages(place));
+        texts
     }
 }
 
@@ -191,8 +264,9 @@ struct Question {
 }
 
 impl Source {
-    fn texts(passages: &Table, positives: &BTreeMap<u64, Vec<u64>>) -> Self {
-        Source::Texts { passages: passages.rows, queries: positives.keys().copied().collect() }
+    fn texts(passages: &Table, sentences: Option<&Table>, positives: &BTreeMap<u64, Vec<u64>>) -> Self {
+        let sentences = sentences.map_or(0, |table| table.rows);
+        Source::Texts { passages: passages.rows, sentences, queries: positives.keys().copied().collect() }
     }
 
     fn questions(
@@ -200,8 +274,16 @@ impl Source {
         task: &Task,
         positives: BTreeMap<u64, Vec<u64>>,
     ) -> Result<(Self, serde_json::Value), TaskError> {
-        let Task::Order { negatives, negatives_per_row, corpus_samples, passages, seed, unlabelled, .. } =
-            task
+        let Task::Order {
+            negatives,
+            negatives_per_row,
+            corpus_samples,
+            passages,
+            seed,
+            unlabelled,
+            sentences,
+            ..
+        } = task
         else {
             unreachable!("called with its own task")
         };
@@ -225,16 +307,17 @@ impl Source {
         // so nothing is made up. How many do is in the numbers.
         let counts = json!({ "questions": rows.len(), "short_of_negatives": short });
         // Another seed than the order's own, which permutes the questions.
-        let samples = Samples { per_row: u64::from(*corpus_samples), passages: passages.rows, seed: !*seed };
-        // A row without labels takes its question from here, and what stands for its positive and its negatives.
-        let own = Samples { per_row: 2 + wanted as u64, passages: passages.rows, seed: seed.rotate_left(32) };
-        let mixed = *unlabelled > 0;
-        Ok((Source::Questions { rows, negatives: wanted, samples, passages: own, mixed }, counts))
+        let samples = Samples { per_row: u64::from(*corpus_samples), rows: passages.rows, seed: !*seed };
+        let asked = match (*unlabelled > 0, sentences) {
+            (false, _) => None,
+            (true, sentences) => Some(Unlabelled::new(bench, passages, sentences.as_ref(), (*seed, wanted))?),
+        };
+        Ok((Source::Questions { rows, negatives: wanted, samples, asked }, counts))
     }
 
     fn len(&self) -> u64 {
         match self {
-            Source::Texts { passages, queries } => passages + queries.len() as u64,
+            Source::Texts { passages, sentences, queries } => passages + sentences + queries.len() as u64,
             Source::Questions { rows, .. } => rows.len() as u64,
         }
     }
@@ -251,7 +334,7 @@ impl Source {
     fn variety(&self) -> u64 {
         match self {
             Source::Texts { .. } => 1,
-            Source::Questions { samples, mixed, .. } if *mixed || samples.per_row > 0 => u64::MAX,
+            Source::Questions { samples, asked, .. } if asked.is_some() || samples.per_row > 0 => u64::MAX,
             Source::Questions { rows, negatives, .. } => {
                 let longest = rows.iter().map(|row| row.negatives.len().max(row.positives.len())).max();
                 longest.unwrap_or(1).max(1) as u64 * (*negatives).max(1) as u64
@@ -259,13 +342,13 @@ impl Source {
         }
     }
 
-    /// A row whose question is a passage and whose candidates are all drawn from the corpus.
+    /// A row whose question is a passage or a sentence.
     fn unlabelled(&self, place: u64, position: u64) -> (Vec<TextRow>, Vec<u64>) {
         match self {
-            Source::Texts { .. } => unreachable!("the spec's check keeps single texts without a mix"),
-            Source::Questions { samples, passages, .. } => {
-                (passages.at(place).chain(samples.at(position)).collect(), Vec::new())
+            Source::Questions { samples, asked: Some(asked), .. } => {
+                (asked.at(place).into_iter().chain(samples.passages(position)).collect(), Vec::new())
             }
+            _ => unreachable!("only rows of questions are mixed, and those that are know what with"),
         }
     }
 
@@ -273,8 +356,11 @@ impl Source {
     fn row(&self, at: u64, epoch: u64, position: u64) -> (Vec<TextRow>, Vec<u64>) {
         match self {
             Source::Texts { passages, .. } if at < *passages => (vec![TextRow::Passage(at)], Vec::new()),
-            Source::Texts { passages, queries } => {
-                (vec![TextRow::Query(queries[(at - passages) as usize])], Vec::new())
+            Source::Texts { passages, sentences, .. } if at < passages + sentences => {
+                (vec![TextRow::Sentence(at - passages)], Vec::new())
+            }
+            Source::Texts { passages, sentences, queries } => {
+                (vec![TextRow::Query(queries[(at - passages - sentences) as usize])], Vec::new())
             }
             Source::Questions { rows, negatives, samples, .. } => {
                 let question = &rows[at as usize];
@@ -290,7 +376,7 @@ impl Source {
                     };
                     texts.push(TextRow::Passage(row));
                 }
-                texts.extend(samples.at(position));
+                texts.extend(samples.passages(position));
                 (texts, question.positives.clone())
             }
         }
@@ -308,8 +394,7 @@ impl TokenStore {
     fn build(
         bench: &Workbench<'_>,
         tokens: &OrderTokens,
-        queries: &Table,
-        passages: &Table,
+        (queries, passages, sentences): (&Table, &Table, Option<&Table>),
         needed: BTreeSet<TextRow>,
     ) -> Result<Self, TaskError> {
         let folder = model_folder(bench, &tokens.tokenizer)?;
@@ -342,10 +427,14 @@ impl TokenStore {
             )?;
             bench.progress.progress(u64::from(shard) + 1, total, "tokens");
         }
-        for shard in 0..queries.shards {
-            let rows = bench.queries(queries, shard)?;
-            let texts = (rows.first_row..).zip(rows.texts);
-            add(texts.map(|(row, text)| (TextRow::Query(row), text)).collect(), &tokens.query)?;
+        let asked = [(Some(queries), TextRow::Query as fn(u64) -> TextRow), (sentences, TextRow::Sentence)];
+        for (table, kind) in asked.into_iter().filter_map(|(table, kind)| Some((table?, kind))) {
+            for shard in 0..table.shards {
+                bench.go_on()?;
+                let rows = bench.queries(table, shard)?;
+                let texts = (rows.first_row..).zip(rows.texts);
+                add(texts.map(|(row, text)| (kind(row), text)).collect(), &tokens.query)?;
+            }
         }
         let file = writer
             .into_inner()
@@ -477,6 +566,33 @@ impl<'a> OrderReader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_of_texts_survive_their_coding() {
+        for row in [TextRow::Query(7), TextRow::Passage(7), TextRow::Sentence(7), TextRow::Passage(0)] {
+            assert_eq!(TextRow::decode(row.encode()), row);
+        }
+    }
+
+    #[test]
+    fn a_sentence_asks_for_its_own_passage_and_each_comes_once_a_round() {
+        let origins = vec![4, 4, 9, 2];
+        let candidates = Samples { per_row: 2, rows: 10, seed: 3 };
+        let questions = Samples { per_row: 1, rows: 4, seed: 5 };
+        let asked = Unlabelled { questions, origins: Some(origins.clone()), candidates };
+        let mut seen: Vec<_> = (0..4)
+            .map(|place| {
+                let texts = asked.at(place);
+                let TextRow::Sentence(sentence) = texts[0] else { panic!("no sentence: {texts:?}") };
+                assert_eq!(texts[1], TextRow::Passage(origins[sentence as usize]));
+                assert!(texts[2..].iter().all(|text| matches!(text, TextRow::Passage(_))));
+                assert_eq!(texts.len(), 4);
+                sentence
+            })
+            .collect();
+        seen.sort_unstable();
+        assert_eq!(seen, [0, 1, 2, 3]);
+    }
 
     #[test]
     fn rows_without_labels_are_spread_evenly_and_none_is_left_out() {

@@ -31,11 +31,18 @@ impl Planner<'_, '_> {
             fingerprint: base.fingerprint.clone(),
         });
         if !student.phase.is_empty() {
-            let head = match student.on.as_deref() {
+            let on = match student.on.as_deref() {
                 None | Some("teacher") => None,
-                Some(name) => Some(head(student, name, earlier)?.last.clone()),
+                Some(name) => Some(head(student, name, earlier)?),
             };
-            let start = StudentStart::Quantised { input: dim, head, quantizer };
+            // What an MLP gives is read as it is; a linear head goes on learning with the codes.
+            let curved =
+                on.and_then(|_| self.spec_of(student.on.as_deref())).filter(|on| on.hidden.is_some());
+            let (input, head) = match curved {
+                Some(curved) => (curved.dim.unwrap_or(dim), None),
+                None => (dim, on.map(|on| on.last.clone())),
+            };
+            let start = StudentStart::Quantised { input, head, quantizer };
             let trained = self.trained(base, student, start, earlier)?;
             return Ok(trained.map(|trained| Trained { bytes: Some(bytes), ..trained }));
         }
@@ -49,7 +56,7 @@ impl Planner<'_, '_> {
             })
         };
         let passages = vectors.passages.iter().map(&mut quantize).collect();
-        let vectors = VectorSet { queries: vectors.queries, passages };
+        let vectors = VectorSet { queries: vectors.queries, passages, sentences: Vec::new() };
         let kind = StudentKind::Quantised;
         let (phases, negatives, bytes) = (Vec::new(), Vec::new(), Some(bytes));
         Ok(Some(Trained { phases, last: quantizer, kind, vectors, export: None, bytes, negatives }))

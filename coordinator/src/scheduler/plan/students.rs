@@ -43,7 +43,8 @@ impl Planner<'_, '_> {
         }
         let missing = || PlanError::Missing { student: student.name.clone(), key: "phase" };
         let last = phases.last().cloned().ok_or_else(missing)?;
-        let vectors = self.student_vectors(base, student, &last);
+        let inputs = self.inputs(base, student, earlier)?;
+        let vectors = self.student_vectors(base, student, &inputs, &last);
         Ok(Some(Trained { phases, last, kind: student.kind, vectors, export: None, bytes: None, negatives }))
     }
 
@@ -70,10 +71,16 @@ impl Planner<'_, '_> {
             let names: Vec<String> = sources.iter().cloned().map(String::from).collect();
             audits.push((names.join(", "), negatives.clone()));
         }
+        let inputs = self.inputs(base, student, earlier)?;
         let signal = match phase.signal.as_str() {
-            "teacher" => base.teacher.clone(),
-            name => head(student, name, earlier)?.vectors.clone(),
+            "teacher" => self.with_sentences(base, phase, &base.teacher, None),
+            name => {
+                let head = head(student, name, earlier)?;
+                self.with_sentences(base, phase, &head.vectors, Some(&head.last))
+            }
         };
+        let input_head = self.input_head(student, earlier)?.map(|head| head.last.clone());
+        let read = self.with_sentences(base, phase, &inputs, input_head.as_ref());
         let mut settings = PhaseSpec { evaluate_every: None, patience: None, ..phase.clone() };
         let loss = std::mem::take(&mut settings.loss);
         let parts = parts(phase);
@@ -85,7 +92,7 @@ impl Planner<'_, '_> {
             let trained = self.add(Task::Train {
                 start,
                 order,
-                inputs: (student.kind != StudentKind::Encoder).then(|| base.teacher.clone()),
+                inputs: (student.kind != StudentKind::Encoder).then(|| read.clone()),
                 signal: signal.clone(),
                 phase: settings.clone(),
                 loss: loss.clone(),
@@ -97,13 +104,13 @@ impl Planner<'_, '_> {
             });
             race.enter(part, &trained);
             if part.evaluated {
-                race.measured(self.dev_figure(base, student, &trained)?);
+                race.measured(self.dev_figure(base, student, &inputs, &trained)?);
             }
             if race.is_over() {
                 break;
             }
             if part.ends_period && parts.iter().any(|later| later.period == part.period + 2) {
-                let fresh = self.refresh(base, student, &trained, part.period);
+                let fresh = self.refresh(base, student, &inputs, &trained, part.period);
                 let step = part.span.map_or(0, |span| span.end);
                 audits.push((format!("{} at step {step}", student.name), fresh.clone()));
                 mined.push(fresh);
@@ -133,10 +140,11 @@ impl Planner<'_, '_> {
         &mut self,
         base: &Base,
         student: &StudentSpec,
+        inputs: &VectorSet,
         trained: &ArtifactId,
     ) -> Result<Option<f64>, PlanError> {
         let spec = self.context.spec;
-        let vectors = self.student_vectors(base, student, trained);
+        let vectors = self.student_vectors(base, student, inputs, trained);
         let run = self.search_dense(base, &vectors, None, &spec.sets.dev, spec.evaluate.depth);
         let metric = spec.evaluate.metrics[0].clone();
         let evaluation = self.add(Task::Evaluate {
@@ -158,14 +166,69 @@ impl Planner<'_, '_> {
         &mut self,
         base: &Base,
         student: &StudentSpec,
+        inputs: &VectorSet,
         part: &ArtifactId,
         number: usize,
     ) -> ArtifactId {
         let spec = self.context.spec;
-        let vectors = self.student_vectors(base, student, part);
+        let vectors = self.student_vectors(base, student, inputs, part);
         let run = self.search_dense(base, &vectors, None, &spec.sets.train, spec.mining.depth);
         let seed = derived_seed(spec.seed, &format!("mine {}", student.name), number);
         self.mine_runs(base, vec![run], false, seed)
+    }
+
+    /// The MLP whose vectors a student reads; none for one that reads the teacher's. A linear head needs no vectors of
+    /// its own: its map is the first that learns.
+    fn input_head<'t>(
+        &self,
+        student: &StudentSpec,
+        earlier: &'t BTreeMap<&str, Trained>,
+    ) -> Result<Option<&'t Trained>, PlanError> {
+        match self.spec_of(student.on.as_deref()).filter(|on| on.hidden.is_some()) {
+            Some(on) => head(student, &on.name, earlier).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The student of some name.
+    pub(super) fn spec_of(&self, name: Option<&str>) -> Option<&StudentSpec> {
+        self.context.spec.student.iter().find(|student| Some(student.name.as_str()) == name)
+    }
+
+    /// The vectors that a head or codes read.
+    pub(super) fn inputs(
+        &self,
+        base: &Base,
+        student: &StudentSpec,
+        earlier: &BTreeMap<&str, Trained>,
+    ) -> Result<VectorSet, PlanError> {
+        let head = self.input_head(student, earlier)?;
+        Ok(head.map_or_else(|| base.teacher.clone(), |head| head.vectors.clone()))
+    }
+
+    /// Vectors with those of the sentences, where a phase reads them: the teacher's, or those that a head makes of them.
+    fn with_sentences(
+        &mut self,
+        base: &Base,
+        phase: &PhaseSpec,
+        vectors: &VectorSet,
+        head: Option<&ArtifactId>,
+    ) -> VectorSet {
+        let mut vectors = vectors.clone();
+        if phase.sentences {
+            let normalize = self.normalizes();
+            let project = |of: &ArtifactId| match head {
+                None => of.clone(),
+                Some(head) => self.add(Task::Project {
+                    student: head.clone(),
+                    vectors: of.clone(),
+                    normalize,
+                    fingerprint: base.fingerprint.clone(),
+                }),
+            };
+            vectors.sentences = base.of_sentences.iter().map(project).collect();
+        }
+        vectors
     }
 
     pub(super) fn start(
@@ -180,8 +243,8 @@ impl Planner<'_, '_> {
         let init = match student.init.as_str() {
             // Its weights are replaced.
             _ if checkpoint.is_some() => ProjectionStart::Random,
-            // An MLP cannot start from a linear map, and an encoder without a projection has nothing to start.
-            _ if student.hidden.is_some() || student.dim.is_none() => ProjectionStart::Random,
+            // A narrow MLP has no room for a linear map, and an encoder without a projection has nothing to start.
+            _ if student.is_narrow() || student.dim.is_none() => ProjectionStart::Random,
             "random" => ProjectionStart::Random,
             "pca" => ProjectionStart::Pca { pca: pca.cloned().ok_or_else(|| missing("pca"))? },
             name => ProjectionStart::Head { student: head(student, name, earlier)?.last.clone() },
@@ -245,6 +308,7 @@ impl Planner<'_, '_> {
             negatives_per_row: if mined { phase.negatives } else { 0 },
             corpus_samples: phase.corpus_samples,
             unlabelled: (phase.unlabelled * f64::from(phase.batch)).round() as u32,
+            sentences: base.sentences.clone().filter(|_| phase.sentences),
             batch: phase.batch,
             length,
             span,
@@ -257,6 +321,7 @@ impl Planner<'_, '_> {
         &mut self,
         base: &Base,
         student: &StudentSpec,
+        read: &VectorSet,
         last: &ArtifactId,
     ) -> VectorSet {
         let spec = self.context.spec;
@@ -272,10 +337,10 @@ impl Planner<'_, '_> {
                         fingerprint: base.fingerprint.clone(),
                     })
                 };
-                let queries = base.teacher.queries.iter().map(&mut project).collect();
+                let (queries, sentences) = (read.queries.iter().map(&mut project).collect(), Vec::new());
                 if student.kind == StudentKind::Head {
-                    let passages = base.teacher.passages.iter().map(&mut project).collect();
-                    return VectorSet { queries, passages };
+                    let passages = read.passages.iter().map(&mut project).collect();
+                    return VectorSet { queries, passages, sentences };
                 }
                 let mut quantize = |vectors: &ArtifactId| {
                     self.add(Task::Quantize {
@@ -285,7 +350,8 @@ impl Planner<'_, '_> {
                         fingerprint: base.fingerprint.clone(),
                     })
                 };
-                VectorSet { queries, passages: base.teacher.passages.iter().map(&mut quantize).collect() }
+                let passages = read.passages.iter().map(&mut quantize).collect();
+                VectorSet { queries, passages, sentences }
             }
             StudentKind::Encoder => {
                 let encoder = Encoder::Student { student: last.clone() };

@@ -2,13 +2,16 @@
 //!
 //! - `corpus`: passages
 //! - `queries`: questions, judgements, given negatives and scores
+//! - `sentences`: sentences of passages, which stand as questions
 
 mod corpus;
 mod gather;
 mod queries;
+mod sentences;
 
 pub use corpus::corpus;
 pub use queries::{GIVEN, queries};
+pub use sentences::{Draw, origins, sentences};
 
 use super::bench::{TaskError, Workbench};
 use super::input::changed;

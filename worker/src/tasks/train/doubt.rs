@@ -113,7 +113,9 @@ pub(super) fn rows(rows: &StepRows, microbatches: &Range<u32>, all: u32) -> Stri
     };
     let queries = numbers(|text| if let TextRow::Query(row) = text { Some(*row) } else { None });
     let passages = numbers(|text| if let TextRow::Passage(row) = text { Some(*row) } else { None });
-    format!("question rows {queries}; passage rows {passages}")
+    let sentences = numbers(|text| if let TextRow::Sentence(row) = text { Some(*row) } else { None });
+    let sentences = if sentences == "none" { String::new() } else { format!("; sentence rows {sentences}") };
+    format!("question rows {queries}; passage rows {passages}{sentences}")
 }
 
 #[cfg(test)]
@@ -152,6 +154,8 @@ mod tests {
         let step = StepRows { texts: texts.collect(), tokens: Vec::new(), known_positives: Vec::new() };
         assert_eq!(rows(&step, &(1..2), 10), "question rows 1; passage rows 7, 8, 10, 11");
         assert!(rows(&step, &(0..10), 10).ends_with("22, 23, …"), "{}", rows(&step, &(0..10), 10));
+        let step = StepRows { texts: vec![TextRow::Sentence(3), TextRow::Passage(1)], ..StepRows::default() };
+        assert_eq!(rows(&step, &(0..1), 1), "question rows none; passage rows 1; sentence rows 3");
     }
 
     proptest! {

@@ -70,7 +70,11 @@ impl Fixture {
         let store = Store::open("memory:///").unwrap();
         let folder = tempfile::tempdir().unwrap();
         let (queries, passages) = (artifact("vectors", "queries"), artifact("vectors", "passages"));
-        let vectors = VectorSet { queries: vec![queries.clone()], passages: vec![passages.clone()] };
+        let vectors = VectorSet {
+            queries: vec![queries.clone()],
+            passages: vec![passages.clone()],
+            sentences: Vec::new(),
+        };
         let fixture = Self { sizes, runtime, store, folder, vectors };
         for (stream, set) in [(1, queries), (2, passages)] {
             let value = |at: u64| change(counter::unit(counter::hash(stream, &[at])) as f32 - 0.5);

@@ -31,11 +31,16 @@ const LEAST_FILL: f64 = 0.6;
 pub(super) struct CachedVectors {
     queries: VectorRows,
     passages: VectorRows,
+    sentences: VectorRows,
 }
 
 impl CachedVectors {
     pub(super) fn open(bench: &Workbench<'_>, set: &VectorSet) -> Result<Self, TaskError> {
-        Ok(Self { queries: bench.vector_rows(&set.queries)?, passages: bench.vector_rows(&set.passages)? })
+        Ok(Self {
+            queries: bench.vector_rows(&set.queries)?,
+            passages: bench.vector_rows(&set.passages)?,
+            sentences: bench.vector_rows(&set.sentences)?,
+        })
     }
 
     pub(super) fn dim(&self) -> usize {
@@ -48,6 +53,7 @@ impl CachedVectors {
             let row = match text {
                 TextRow::Query(row) => self.queries.gather(&[*row])?,
                 TextRow::Passage(row) => self.passages.gather(&[*row])?,
+                TextRow::Sentence(row) => self.sentences.gather(&[*row])?,
             };
             vectors.row_mut(i).copy_from_slice(row.data());
         }
