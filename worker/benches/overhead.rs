@@ -3,12 +3,13 @@
 //! Four processes train together as workers do: they gather vectors, compute the loss of the whole batch, sum gradients
 //! in the canonical tree, reduce them over gRPC, and apply AdamW to a tower of 22.6 million parameters (90 MB). Only
 //! the encoder's passes are simulated: each microbatch sleeps, and then has a gradient of full length. Steps follow
-//! each other without a pause, as in training.
+//! each other without a pause, as in training. `RETORT_BENCH_WORKERS` changes their number: four processes on a machine
+//! of two cores share each core, and what a step costs beyond computing doubles.
 
 #![allow(clippy::print_stdout)]
 
 use bytes::Bytes;
-use members::{Failure, Group, RANK, cpu, median};
+use members::{Failure, Group, RANK, cpu, median, number};
 use retort_worker::exchange::{Cohort, Wire};
 use retort_worker::losses::{self, Batch, Loss, Objective, Scope, Similarity, Teacher, Temperature, Term};
 use retort_worker::model::{Architecture, Device, EncoderConfig, Head, Input, Pooling, Tower, TowerConfig};
@@ -24,7 +25,6 @@ mod members;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const WORKERS: u32 = 4;
 /// Simulated computing of a microbatch; a third of it is the pass that makes its vectors.
 const MICROBATCH: Duration = Duration::from_millis(200);
 const ENCODING: Duration = Duration::from_millis(67);
@@ -39,10 +39,11 @@ fn main() -> Result<(), Failure> {
     if std::env::var_os(RANK).is_some() {
         return member();
     }
-    println!("{WORKERS} workers, {} ms a microbatch, {STEPS} steps; times in ms", MICROBATCH.as_millis());
+    let workers: u32 = number("RETORT_BENCH_WORKERS", 4);
+    println!("{workers} workers, {} ms a microbatch, {STEPS} steps; times in ms", MICROBATCH.as_millis());
     println!("microbatches  step  ideal  share | rank 0: gather  loss  tree  reduce (waiting)  apply | cpu");
     for each in [1u32, 2, 4, 8, 16] {
-        let deals: Vec<Range<u32>> = (0..WORKERS).map(|rank| rank * each..(rank + 1) * each).collect();
+        let deals: Vec<Range<u32>> = (0..workers).map(|rank| rank * each..(rank + 1) * each).collect();
         let mut group = Group::cohort(&deals, &[], None)?;
         let mut steps = Vec::new();
         let mut parts: Vec<f64> = Vec::new();
