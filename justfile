@@ -92,6 +92,14 @@ bench-train MODEL CORPUS *ARGS: parity-setup
     cargo build --release --package retort-worker --example encoder_peer
     {{ venv }}/bin/python tests/bench/encoder.py train --model {{ MODEL }} --corpus {{ CORPUS }} {{ ARGS }}
 
+# Fuzz every reader for some seconds each; needs cargo-fuzz and a nightly compiler. Versions are those of the workspace.
+fuzz SECONDS="60":
+    cp Cargo.lock fuzz/Cargo.lock
+    cargo +nightly fuzz build --fuzz-dir fuzz
+    for target in $(cargo +nightly fuzz list --fuzz-dir fuzz); do \
+        cargo +nightly fuzz run --fuzz-dir fuzz $target -- -max_total_time={{ SECONDS }} -rss_limit_mb=2048; \
+    done
+
 # LibTorch for the `tch` feature, CPU only; with `cuda` as second argument for GPUs too.
 libtorch FOLDER *KIND:
     deploy/libtorch.sh {{ FOLDER }} {{ KIND }}

@@ -4,8 +4,10 @@ mod local;
 
 pub use local::*;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use retort_common::view::JobState;
+use retort_worker::export::Format as ExportFormat;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -377,7 +379,7 @@ pub struct ExportArgs {
     /// Row of the report, e.g. a student's name, teacher or pca-64; the only student without it.
     pub row: Option<String>,
     /// What to write.
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", value_parser = export_formats())]
     pub format: ExportFormat,
     /// Folder to write to, new or empty; named after job, row and format without it.
     #[arg(long, value_name = "DIR")]
@@ -390,26 +392,6 @@ pub struct ExportArgs {
     pub output: ReportFormat,
     #[command(flatten)]
     pub connect: Connect,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ExportFormat {
-    /// A model folder for sentence-transformers.
-    St,
-    /// Embeddings in safetensors.
-    Safetensors,
-    /// Embeddings in NumPy's format.
-    Npy,
-    /// Embeddings in Parquet.
-    Parquet,
-    /// An index for FAISS.
-    Faiss,
-    /// TREC and MS MARCO runs with judgements.
-    Trec,
-    /// DPR's retrieval results, JSON.
-    Dpr,
-    /// Mined negatives for BEIR, Tevatron and sentence-transformers.
-    Negatives,
 }
 
 #[derive(Debug, Args)]
@@ -446,6 +428,7 @@ pub struct WorkerStart {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
     /// What computes: flex; tch:cpu, tch:cuda:N or cuda:N where they are built in; auto for the best of them that is there.
+    /// +bf16 behind a device of LibTorch has encoders multiply with bfloat16.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: String,
     /// Folder for artifacts read from the store; a temporary one without it.
@@ -522,6 +505,13 @@ fn key_value(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.trim().to_owned())),
         _ => Err("use KEY=VALUE, e.g. corpus.path=/data/wiki".to_owned()),
     }
+}
+
+fn export_formats() -> impl TypedValueParser<Value = ExportFormat> {
+    let named = ExportFormat::ALL.map(|format| PossibleValue::new(format.name()).help(format.about()));
+    let format = |name: String| ExportFormat::ALL.into_iter().find(|format| format.name() == name);
+    PossibleValuesParser::new(named)
+        .map(move |name| format(name).expect("only names of formats are accepted"))
 }
 
 fn goal(text: &str) -> Result<Goal, String> {

@@ -1,6 +1,6 @@
 //! `retort export`: results of a finished job in the formats of other programs, read from the store.
 
-use crate::args::{ExportArgs, ExportFormat};
+use crate::args::ExportArgs;
 use crate::config;
 use crate::exit::{Exit, UsageError};
 use crate::output;
@@ -49,7 +49,7 @@ pub async fn export(args: ExportArgs) -> anyhow::Result<Exit> {
     let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
     let stopped = std::sync::Arc::new(AtomicBool::new(false));
     let work = {
-        let (row, format) = (args.row.clone(), format(args.format));
+        let (row, format) = (args.row.clone(), args.format);
         let (folder, stopped, scratch) = (folder.clone(), stopped.clone(), scratch.path().to_owned());
         let runtime = Handle::current();
         tokio::task::spawn_blocking(move || {
@@ -162,22 +162,9 @@ pub async fn of_store(url: &str, prefix: &str) -> anyhow::Result<(Store, JobId)>
     }
 }
 
-fn format(format: ExportFormat) -> Format {
-    match format {
-        ExportFormat::St => Format::SentenceTransformers,
-        ExportFormat::Safetensors => Format::Safetensors,
-        ExportFormat::Npy => Format::Npy,
-        ExportFormat::Parquet => Format::Parquet,
-        ExportFormat::Faiss => Format::Faiss,
-        ExportFormat::Trec => Format::Trec,
-        ExportFormat::Dpr => Format::Dpr,
-        ExportFormat::Negatives => Format::Negatives,
-    }
-}
-
 fn default_folder(catalog: &Catalog, args: &ExportArgs) -> PathBuf {
     let row = args.row.as_ref().map(|row| format!("-{row}")).unwrap_or_default();
-    PathBuf::from(format!("{}{row}-{}", catalog.job, format(args.format).name()))
+    PathBuf::from(format!("{}{row}-{}", catalog.job, args.format.name()))
 }
 
 fn print(manifest: &Value, folder: &Path, json: bool) -> anyhow::Result<()> {

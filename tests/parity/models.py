@@ -108,6 +108,15 @@ def pooled(model, tokenizer, pooling):
     if pooling == "cls":
         return states[:, 0]
     mask = batch["attention_mask"].unsqueeze(-1).float()
+    lengths = mask.sum(1)
+    if pooling == "max":
+        return states.masked_fill(mask == 0, -1e9).max(1).values
+    if pooling == "last_token":
+        return states[torch.arange(len(states)), lengths[:, 0].long() - 1]
+    if pooling == "weighted_mean":
+        mask = mask * torch.arange(1, mask.shape[1] + 1).reshape(1, -1, 1)
+    if pooling == "mean_sqrt_len":
+        return (states * mask).sum(1) / lengths.sqrt()
     return (states * mask).sum(1) / mask.sum(1)
 
 
@@ -132,7 +141,8 @@ def write(root):
     pieces, pairs, grams = word_piece(), byte_pair(), unigram()
     model = bert(pieces)
     plain(root, "bert", model, pieces)
-    plain(root, "bert-cls", model, pieces, "cls")
+    for pooling in ["cls", "max", "mean_sqrt_len", "weighted_mean", "last_token"]:
+        plain(root, f"bert-{pooling}", model, pieces, pooling)
     folder = plain(root, "bert-shards", model, pieces, max_shard_size="40KB")
     assert (folder / "model/model.safetensors.index.json").exists()
     folder = plain(root, "bert-vocab", model, pieces)
@@ -152,6 +162,8 @@ def write(root):
     plain(root, "distilbert", lively(hf.DistilBertModel(distil)), pieces)
     plain(root, "roberta", roberta(hf.RobertaConfig, hf.RobertaModel, pairs), pairs)
     plain(root, "xlm-roberta", roberta(hf.XLMRobertaConfig, hf.XLMRobertaModel, grams), grams)
+    mpnet = hf.MPNetConfig(vocab_size=len(pairs), max_position_embeddings=98, pad_token_id=1, layer_norm_eps=1e-5, **SIZES)
+    plain(root, "mpnet", lively(hf.MPNetModel(mpnet)), pairs)
     for side, cls in [("question", hf.DPRQuestionEncoder), ("context", hf.DPRContextEncoder)]:
         config = hf.DPRConfig(vocab_size=len(pieces), max_position_embeddings=96, projection_dim=24, **SIZES)
         plain(root, f"dpr-{side}", lively(cls(config)), pieces, "dpr")

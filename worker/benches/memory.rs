@@ -7,7 +7,7 @@
 
 use retort_common::artifact::{ArtifactReader, ArtifactWriter, Cache};
 use retort_common::checkpoint::{Lineage, Place};
-use retort_common::ids::{AttemptNumber, Digest, Hasher, TaskId};
+use retort_common::ids::{AttemptNumber, Digest, TaskId};
 use retort_common::spec::inputs::{DataFile, InputFile};
 use retort_common::spec::{AnswerRule, FileFormat, MiningSpec, PhaseData};
 use retort_common::store::{Location, Store};
@@ -18,7 +18,7 @@ use retort_worker::tasks::{self, Content, EncoderCache, Progress, Workbench};
 use retort_worker::vectors::write_vectors;
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -177,18 +177,9 @@ fn generate(path: &Path, rows: u64, mut line: impl FnMut(u64) -> String) -> Outc
         writeln!(file, "{}", line(row))?;
     }
     file.flush()?;
-    let (mut hasher, mut bytes) = (Hasher::default(), 0);
-    let (mut file, mut buffer) = (BufReader::new(File::open(path)?), vec![0; 1 << 20]);
-    loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 {
-            break;
-        }
-        hasher.update(&buffer[..read]);
-        bytes += read as u64;
-    }
-    let url = Location::of_path(path).expect("the path is absolute").to_string();
-    Ok(DataFile { file: InputFile { url, bytes, sha256: hasher.finish() }, format: None })
+    let runtime = tokio::runtime::Runtime::new()?;
+    let file = runtime.block_on(InputFile::find("a file", &Location::of_path(path)?))?;
+    Ok(DataFile { file: file.ok_or("the generated file is gone")?, format: None })
 }
 
 /// Forgets the most memory so far, where the system can.

@@ -5,7 +5,7 @@
 
 use retort_common::artifact::{ArtifactReader, ArtifactWriter, Cache};
 use retort_common::checkpoint::{Lineage, Place};
-use retort_common::ids::{AttemptNumber, Hasher};
+use retort_common::ids::AttemptNumber;
 use retort_common::spec::FileFormat;
 use retort_common::spec::inputs::{DataFile, InputFile};
 use retort_common::store::{Location, Store};
@@ -13,7 +13,7 @@ use retort_common::task::Task;
 use retort_worker::model::Device;
 use retort_worker::tasks::{self, Content, EncoderCache, Progress, Workbench};
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::time::Instant;
 
@@ -69,21 +69,6 @@ fn generate(path: &Path, lines: u64) -> std::io::Result<()> {
     file.flush()
 }
 
-fn input(path: &Path) -> std::io::Result<InputFile> {
-    let (mut hasher, mut bytes) = (Hasher::default(), 0);
-    let (mut file, mut buffer) = (BufReader::new(File::open(path)?), vec![0; 1 << 20]);
-    loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 {
-            break;
-        }
-        hasher.update(&buffer[..read]);
-        bytes += read as u64;
-    }
-    let url = Location::of_path(path).expect("the path is absolute").to_string();
-    Ok(InputFile { url, bytes, sha256: hasher.finish() })
-}
-
 /// Most memory the process has held, in MiB, where the system tells.
 fn peak_mib() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -99,10 +84,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir_in(folder)?;
     let path = folder.path().join("psgs_w100.tsv");
     generate(&path, lines)?;
-    let file = input(&path)?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let file = runtime.block_on(InputFile::find("the corpus", &Location::of_path(&path)?))?;
+    let file = file.ok_or("the generated file is gone")?;
     let megabytes = file.bytes as f64 / 1e6;
     println!("{lines} lines, {megabytes:.0} MB; {threads} threads");
-    let runtime = tokio::runtime::Runtime::new()?;
     let store = Store::open(&folder.path().join("store").display().to_string())?;
     let encoders = EncoderCache::default();
     let scratch = folder.path().join("scratch");

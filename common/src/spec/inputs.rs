@@ -27,6 +27,21 @@ pub struct InputFile {
     pub sha256: Digest,
 }
 
+impl InputFile {
+    /// Hashes a file, if it is there; `what` is its place in the spec, for messages.
+    pub async fn find(what: &str, location: &Location) -> Result<Option<Self>, InputError> {
+        let fail = |source| read(what, source);
+        let Some(mut stream) = location.stream().await.map_err(fail)? else { return Ok(None) };
+        let (mut hasher, mut bytes) = (Hasher::default(), 0);
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk.map_err(fail)?;
+            hasher.update(&chunk);
+            bytes += chunk.len() as u64;
+        }
+        Ok(Some(Self { url: location.to_string(), bytes, sha256: hasher.finish() }))
+    }
+}
+
 /// All files of a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -83,7 +98,7 @@ impl JobInputs {
                 let what = format!("warm_start of student {:?}", student.name);
                 let location = base.join(checkpoint).map_err(|source| read(&what, source))?;
                 let missing = InputError::Missing { what: what.clone(), tried: location.to_string() };
-                let file = hash(&what, &location).await?.ok_or(missing)?;
+                let file = InputFile::find(&what, &location).await?.ok_or(missing)?;
                 checkpoints.insert(student.name.clone(), file);
             }
             if let Some(model) = &student.model {
@@ -106,17 +121,4 @@ impl JobInputs {
 
 fn read(what: &str, source: StoreError) -> InputError {
     InputError::Read { what: what.to_owned(), source }
-}
-
-/// Hashes a file, if it is there.
-async fn hash(what: &str, location: &Location) -> Result<Option<InputFile>, InputError> {
-    let fail = |source| read(what, source);
-    let Some(mut stream) = location.stream().await.map_err(fail)? else { return Ok(None) };
-    let (mut hasher, mut bytes) = (Hasher::default(), 0);
-    while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(fail)?;
-        hasher.update(&chunk);
-        bytes += chunk.len() as u64;
-    }
-    Ok(Some(InputFile { url: location.to_string(), bytes, sha256: hasher.finish() }))
 }

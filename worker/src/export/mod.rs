@@ -28,24 +28,16 @@ use catalog::{Catalog, CatalogRow};
 /// The file that says what an export holds, written last.
 pub const MANIFEST: &str = "manifest.json";
 
-/// A format to export to.
+/// A format to export to; [`Format::about`] says what each is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// A model folder for sentence-transformers.
     SentenceTransformers,
-    /// Embeddings in safetensors.
     Safetensors,
-    /// Embeddings in NumPy's format.
     Npy,
-    /// Embeddings in Parquet.
     Parquet,
-    /// An index for FAISS.
     Faiss,
-    /// TREC and MS MARCO runs with their judgements.
     Trec,
-    /// DPR's retrieval results.
     Dpr,
-    /// Mined negatives.
     Negatives,
 }
 
@@ -73,6 +65,20 @@ impl Format {
             Format::Trec => "trec",
             Format::Dpr => "dpr",
             Format::Negatives => "negatives",
+        }
+    }
+
+    /// What it writes, in a few words.
+    pub fn about(self) -> &'static str {
+        match self {
+            Format::SentenceTransformers => "A model folder for sentence-transformers",
+            Format::Safetensors => "Embeddings in safetensors",
+            Format::Npy => "Embeddings in NumPy's format",
+            Format::Parquet => "Embeddings in Parquet",
+            Format::Faiss => "An index for FAISS",
+            Format::Trec => "TREC and MS MARCO runs with judgements",
+            Format::Dpr => "DPR's retrieval results, JSON",
+            Format::Negatives => "Mined negatives for BEIR, Tevatron and sentence-transformers",
         }
     }
 }

@@ -213,10 +213,10 @@ fn pooling_config(pooling: Pooling, dim: usize) -> Value {
         "word_embedding_dimension": dim,
         "pooling_mode_cls_token": pooling == Pooling::Cls,
         "pooling_mode_mean_tokens": pooling == Pooling::Mean,
-        "pooling_mode_max_tokens": false,
-        "pooling_mode_mean_sqrt_len_tokens": false,
-        "pooling_mode_weightedmean_tokens": false,
-        "pooling_mode_lasttoken": false,
+        "pooling_mode_max_tokens": pooling == Pooling::Max,
+        "pooling_mode_mean_sqrt_len_tokens": pooling == Pooling::MeanSqrtLen,
+        "pooling_mode_weightedmean_tokens": pooling == Pooling::WeightedMean,
+        "pooling_mode_lasttoken": pooling == Pooling::LastToken,
         "include_prompt": true,
     })
 }

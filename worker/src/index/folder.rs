@@ -5,6 +5,7 @@ use crate::model::{
     Batch, Device, Head, Input, Pooling, Stack, Tower, TowerConfig, encoder_folder, load_retriever,
 };
 use crate::text::{TokenBatch, Tokenizer, plan_batches};
+use retort_common::model::modules;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -55,7 +56,7 @@ impl FolderEncoder {
             Tokenizer::open(&own, encoder.vocabulary_size).map_err(|error| fail(error.to_string()))?;
         let pad_token_id = encoder.pad_token_id;
         let longest = encoder.max_tokens();
-        let (pooling, normalize) = modules(folder)?;
+        let (pooling, normalize) = usage(folder)?;
         let config = TowerConfig { input: Input::Tokens { encoder, pooling }, head: Head::None };
         let tower = Tower::new(config, &params, device).map_err(|error| fail(error.to_string()))?;
         let sizes = read_json(&folder.join("sentence_bert_config.json"))?;
@@ -114,7 +115,7 @@ fn read_json(path: &Path) -> Result<Option<Value>, FolderError> {
 }
 
 /// Pooling, and whether vectors get unit length at the end. A folder without modules.json is a plain encoder.
-fn modules(folder: &Path) -> Result<(Pooling, bool), FolderError> {
+fn usage(folder: &Path) -> Result<(Pooling, bool), FolderError> {
     let list = folder.join("modules.json");
     let fail = |cause: String| FolderError { path: list.clone(), cause };
     let (mut pooling, mut normalize) = (Pooling::Mean, false);
@@ -133,12 +134,8 @@ fn modules(folder: &Path) -> Result<(Pooling, bool), FolderError> {
             "Transformer" | "Dense" | "LayerNorm" | "Normalize" => {}
             "Pooling" => {
                 let config = read_json(&place.join("config.json"))?.unwrap_or_default();
-                let set = |key: &str| config[key] == Value::Bool(true);
-                pooling = match (set("pooling_mode_cls_token"), set("pooling_mode_mean_tokens")) {
-                    (true, false) => Pooling::Cls,
-                    (false, true) => Pooling::Mean,
-                    _ => return Err(fail("only pooling by mean or by the first token is known".to_owned())),
-                };
+                let name = place.join("config.json").display().to_string();
+                pooling = modules::pooling(&name, &config).map_err(|error| fail(error.to_string()))?;
             }
             _ => return Err(fail(format!("module {kind:?} at {path:?} is not known"))),
         }

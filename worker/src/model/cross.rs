@@ -9,10 +9,10 @@ use super::flat::ParamLayout;
 use super::folder::{encoder_folder, linear};
 use super::names::Architecture;
 use super::pretrained::{Loaded, PretrainedError, load};
-use super::shape::{Head, Input, Pooling, TowerConfig, TowerError};
+use super::shape::{Head, Input, TowerConfig, TowerError};
 use super::stack::{Activation, Stack};
 use super::weights::WeightsError;
-use super::{Batch, Device, Tower};
+use super::{Batch, Device, Pooling, Tower};
 use crate::text::{TextError, TokenBatch, Tokenizer, plan_batches};
 
 /// Why a cross-encoder could not be loaded or applied.

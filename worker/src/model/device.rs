@@ -1,5 +1,7 @@
 //! Devices by name, and what is announced of them.
 
+use super::fused::Precision;
+
 /// Why a device cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
@@ -38,14 +40,27 @@ pub enum DeviceError {
         /// The version of the build.
         built: String,
     },
+    /// Arithmetic that the device does not have.
+    #[error("device {name:?} cannot be used: {reason}; leave \"+bf16\" out for 32-bit floats")]
+    Precision {
+        /// What was asked for.
+        name: String,
+        /// What is missing.
+        reason: &'static str,
+    },
     /// Anything else.
-    #[error("unknown device {name:?}; use \"auto\", \"flex\", \"tch:cpu\", \"tch:cuda:N\" or \"cuda:N\"")]
+    #[error(
+        "unknown device {name:?}; use \"auto\", \"flex\", \"tch:cpu\", \"tch:cuda:N\" or \"cuda:N\", with \"+bf16\" behind one of \
+         LibTorch for products of bfloat16"
+    )]
     Unknown {
         /// What was asked for.
         name: String,
     },
 }
 
+/// What follows a device's name for products of bfloat16.
+const BF16: &str = "+bf16";
 /// Version of burn in the workspace's manifest.
 const BURN_VERSION: &str = "0.22.1";
 
@@ -55,17 +70,30 @@ const BURN_VERSION: &str = "0.22.1";
 pub struct Device {
     name: String,
     pub(super) inner: burn::tensor::Device,
+    pub(super) precision: Precision,
 }
 
 impl Device {
     /// The pure-Rust CPU backend.
     pub fn flex() -> Self {
-        Self { name: "flex".to_owned(), inner: burn::tensor::Device::flex() }
+        Self::exact("flex", burn::tensor::Device::flex())
+    }
+
+    fn exact(name: &str, inner: burn::tensor::Device) -> Self {
+        Self { name: name.to_owned(), inner, precision: Precision::F32 }
     }
 
     /// The device of a name: "flex", a device of a backend that is built in, or "auto" for the best that is built in and
-    /// there: a CUDA device of LibTorch, LibTorch on the CPU, flex.
+    /// there: a CUDA device of LibTorch, LibTorch on the CPU, flex. "+bf16" behind a device of LibTorch has an encoder's
+    /// products computed with bfloat16.
     pub fn parse(name: &str) -> Result<Self, DeviceError> {
+        if let Some(exact) = name.strip_suffix(BF16) {
+            let mut device = Self::parse(exact)?;
+            device.check_bf16().map_err(|reason| DeviceError::Precision { name: name.to_owned(), reason })?;
+            device.name.push_str(BF16);
+            device.precision = Precision::Bf16;
+            return Ok(device);
+        }
         let unknown = || DeviceError::Unknown { name: name.to_owned() };
         let index = |text: &str| text.parse::<u16>().map(usize::from).map_err(|_| unknown());
         match name.split(':').collect::<Vec<_>>()[..] {
@@ -94,16 +122,38 @@ impl Device {
     }
 
     /// The backend and kind of device, without its number: what its bits may depend on.
-    pub fn backend(&self) -> &str {
-        match self.name.rsplit_once(':') {
+    pub fn backend(&self) -> String {
+        let precision = if self.precision == Precision::Bf16 { BF16 } else { "" };
+        format!("{}{precision}", self.kind())
+    }
+
+    /// [`Device::backend`] without its precision.
+    fn kind(&self) -> &str {
+        let name = self.name.strip_suffix(BF16).unwrap_or(&self.name);
+        match name.rsplit_once(':') {
             Some((kind, number)) if number.parse::<u16>().is_ok() => kind,
-            _ => &self.name,
+            _ => name,
+        }
+    }
+
+    /// Whether products of bfloat16 are faster than exact ones: elsewhere they are emulated, many times slower.
+    fn check_bf16(&self) -> Result<(), &'static str> {
+        match self.kind() {
+            "flex" | "cuda" => Err("only LibTorch computes with bfloat16 here"),
+            "tch:cpu" if instructions().ends_with("AMX") || instructions().ends_with("bf16") => Ok(()),
+            "tch:cpu" => Err("this processor has no instructions for bfloat16"),
+            _ => match self.gpu().and_then(|number| ask_gpu(number, "compute_cap")) {
+                Some(version) if version.trim().parse::<f32>().is_ok_and(|version| version < 8.0) => {
+                    Err("this GPU multiplies no bfloat16")
+                }
+                _ => Ok(()),
+            },
         }
     }
 
     /// What it computes with: library, version, and the instructions or the GPU that kernels are picked by.
     pub fn kernels(&self) -> String {
-        let library = match self.backend() {
+        let library = match self.kind() {
             "flex" => format!("burn-flex {BURN_VERSION}, retort {}", env!("CARGO_PKG_VERSION")),
             "cuda" => format!("burn-cuda {BURN_VERSION}"),
             _ => format!("LibTorch {}, burn-tch {BURN_VERSION}", libtorch_version()),
@@ -126,17 +176,15 @@ impl Device {
     /// Has it compute on so many threads. Rayon's global pool, which flex uses, is the process's own to make.
     pub fn use_threads(&self, threads: usize) {
         #[cfg(feature = "tch")]
-        if self.backend().starts_with("tch") {
+        if self.kind().starts_with("tch") {
             tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
         }
         let _ = threads;
     }
 
     fn gpu(&self) -> Option<&str> {
-        self.backend()
-            .ends_with("cuda")
-            .then(|| self.name.rsplit_once(':').map(|(_, number)| number))
-            .flatten()
+        let name = self.name.strip_suffix(BF16).unwrap_or(&self.name);
+        name.rsplit_once("cuda:").map(|(_, number)| number)
     }
 }
 
@@ -155,7 +203,7 @@ fn libtorch(name: &str, gpu: Option<usize>) -> Result<Device, DeviceError> {
             burn::tensor::Device::libtorch_cuda(number)
         }
     };
-    Ok(Device { name: name.to_owned(), inner })
+    Ok(Device::exact(name, inner))
 }
 
 #[cfg(not(feature = "tch"))]
@@ -165,7 +213,7 @@ fn libtorch(name: &str, _: Option<usize>) -> Result<Device, DeviceError> {
 
 #[cfg(feature = "cuda")]
 fn cuda(name: &str, number: usize) -> Result<Device, DeviceError> {
-    Ok(Device { name: name.to_owned(), inner: burn::tensor::Device::cuda(number) })
+    Ok(Device::exact(name, burn::tensor::Device::cuda(number)))
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -231,13 +279,18 @@ fn host_memory() -> Option<u64> {
     Some(limit.map_or(host, |limit| limit.min(host)))
 }
 
-/// Name and bytes of a GPU, asked of the driver's own tool: neither backend says.
+/// Name and bytes of a GPU.
 fn gpu(number: &str) -> Option<(String, u64)> {
-    let query = ["--query-gpu=name,memory.total", "--format=csv,noheader,nounits", "-i", number];
-    let output = std::process::Command::new("nvidia-smi").args(query).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    let (name, mebibytes) = text.lines().next()?.rsplit_once(", ")?;
+    let line = ask_gpu(number, "name,memory.total")?;
+    let (name, mebibytes) = line.rsplit_once(", ")?;
     Some((name.to_owned(), mebibytes.trim().parse::<u64>().ok()? << 20))
+}
+
+/// What the driver's own tool says of a GPU: neither backend does.
+fn ask_gpu(number: &str, fields: &str) -> Option<String> {
+    let query = [&format!("--query-gpu={fields}"), "--format=csv,noheader,nounits", "-i", number];
+    let output = std::process::Command::new("nvidia-smi").args(query).output().ok()?;
+    String::from_utf8(output.stdout).ok()?.lines().next().map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -247,7 +300,7 @@ mod tests {
     #[test]
     fn devices_have_names_backends_and_reasons() {
         let flex = Device::parse("flex").unwrap();
-        assert_eq!((flex.name(), flex.backend()), ("flex", "flex"));
+        assert_eq!((flex.name(), flex.backend().as_str()), ("flex", "flex"));
         assert!(flex.kernels().starts_with("burn-flex 0.22.1"), "{}", flex.kernels());
         assert!(!cfg!(target_os = "linux") || flex.memory_bytes() > 0);
         assert_ne!(Device::parse("auto").unwrap().name(), "auto");
@@ -255,6 +308,8 @@ mod tests {
         for name in ["abacus", "", "flex:0", "tch", "tch:cuda", "tch:cuda:x", "cuda:-1", "cuda"] {
             assert!(message(name).contains("unknown device"), "{name}");
         }
+        assert!(message("flex+bf16").contains("only LibTorch"), "{}", message("flex+bf16"));
+        assert!(message("flex+f16").contains("unknown device"));
         if cfg!(not(feature = "tch")) {
             assert!(message("tch:cpu").contains("--features tch"));
             assert!(message("tch:cuda:0").contains("--features tch"));

@@ -66,7 +66,7 @@ pub(super) fn drop_states(
     let Some(dropout) = dropout else { return states };
     let [rows, channels] = states.dims();
     debug_assert_eq!(texts.count(), dropout.rows.len(), "dropout knows each text of the batch");
-    let width = texts.width.unwrap_or_else(|| texts.lengths.iter().copied().max().unwrap_or(0));
+    let width = texts.row_width();
     let factors = texts.pick(&dropout.factors(path, width, channels), width, channels);
     states * Tensor::<2>::from_data(TensorData::new(factors, [rows, channels]), device)
 }

@@ -1,4 +1,4 @@
-//! The BERT encoder as a function of its parameters.
+//! BERT's encoder, and those of its family, as a function of its parameters.
 //!
 //! One definition serves every pass and every backend. Token states are [rows, hidden], one row a token, with or without rows
 //! for padding as [`Texts`] says.
@@ -7,10 +7,13 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Int, Tensor, TensorData};
 
-use super::config::EncoderConfig;
+use super::config::{EncoderConfig, RELATIVE_BUCKETS};
 use super::dropout::{Dropout, drop_states};
 use super::flat::{ParamKind, ParamLayout, ParamSpec};
-use super::fused::{Texts, fused_attention, fused_gelu, fused_linear, fused_norm};
+use super::fused::{
+    Precision, Texts, biased_attention, fused_attention, fused_gelu, fused_linear, fused_norm, relative_bias,
+};
+use super::names::Architecture;
 use crate::text::TokenBatch;
 
 /// A parameter on a device.
@@ -25,6 +28,8 @@ pub(super) enum Parameter {
 pub(super) struct Parameters {
     pub by_path: BTreeMap<String, Parameter>,
     pub device: burn::tensor::Device,
+    /// Of an encoder's products; those of heads are exact.
+    pub precision: Precision,
 }
 
 impl Parameters {
@@ -44,8 +49,12 @@ impl Parameters {
 
     /// A linear layer with weight and bias under `prefix`.
     pub fn linear(&self, prefix: &str, input: Tensor<2>) -> Tensor<2> {
+        self.linear_in(Precision::F32, prefix, input)
+    }
+
+    fn linear_in(&self, precision: Precision, prefix: &str, input: Tensor<2>) -> Tensor<2> {
         let bias = self.vector(&format!("{prefix}.bias"));
-        fused_linear(input, self.table(&format!("{prefix}.weight")), bias)
+        fused_linear(input, self.table(&format!("{prefix}.weight")), bias, precision)
     }
 
     /// The layer norm under `prefix` of a sum of token states.
@@ -63,7 +72,10 @@ pub(super) fn linear_specs(prefix: &str, input: usize, output: usize) -> [ParamS
     ]
 }
 
-/// The parameters of a BERT encoder.
+/// MPNet's table of biases by relative position, [buckets, heads].
+const RELATIVE_BIAS: &str = "encoder.relative_attention_bias.weight";
+
+/// The parameters of an encoder.
 pub(super) fn encoder_specs(config: &EncoderConfig) -> Vec<ParamSpec> {
     let hidden = config.hidden_size;
     let norm = |prefix: &str| {
@@ -85,6 +97,10 @@ pub(super) fn encoder_specs(config: &EncoderConfig) -> Vec<ParamSpec> {
         specs.push(ParamSpec::new(path, &[rows, hidden], ParamKind::Embedding));
     }
     specs.extend(norm("embeddings.LayerNorm"));
+    if config.architecture == Architecture::Mpnet {
+        let shape = [RELATIVE_BUCKETS, config.heads];
+        specs.push(ParamSpec::new(RELATIVE_BIAS, &shape, ParamKind::Embedding));
+    }
     for layer in 0..config.layers {
         let prefix = format!("encoder.layer.{layer}");
         for name in ["query", "key", "value"] {
@@ -160,8 +176,10 @@ pub(super) fn encode_tokens(
 ) -> Tensor<2> {
     let states = params.norm("embeddings.LayerNorm", words, places, config.layer_norm_epsilon);
     let mut states = drop_states(dropout, "embeddings", states, texts, &params.device);
+    let relative = config.architecture == Architecture::Mpnet;
+    let bias = relative.then(|| relative_bias(params.table(RELATIVE_BIAS), texts));
     for layer in 0..config.layers {
-        states = encode_layer(params, config, layer, states, texts, dropout);
+        states = encode_layer(params, config, layer, states, texts, bias.clone(), dropout);
     }
     states
 }
@@ -173,26 +191,24 @@ fn encode_layer(
     layer: usize,
     states: Tensor<2>,
     texts: &Texts,
+    bias: Option<Tensor<3>>,
     dropout: Option<&Dropout>,
 ) -> Tensor<2> {
     let prefix = format!("encoder.layer.{layer}");
     let epsilon = config.layer_norm_epsilon;
+    let linear = |path: &str, input| params.linear_in(params.precision, path, input);
     let inputs = ["query", "key", "value"]
-        .map(|name| params.linear(&format!("{prefix}.attention.self.{name}"), states.clone()));
-    let context = fused_attention(inputs, texts, config.heads);
+        .map(|name| linear(&format!("{prefix}.attention.self.{name}"), states.clone()));
+    let context = match bias {
+        Some(bias) => biased_attention(inputs, texts, config.heads, bias),
+        None => fused_attention(inputs, texts, config.heads, params.precision),
+    };
     let drop = |path: &str, states| drop_states(dropout, path, states, texts, &params.device);
     let path = format!("{prefix}.attention.output.dense");
-    let attended = drop(&path, params.linear(&path, context));
+    let attended = drop(&path, linear(&path, context));
     let attended = params.norm(&format!("{prefix}.attention.output.LayerNorm"), attended, states, epsilon);
-    let widened = fused_gelu(params.linear(&format!("{prefix}.intermediate.dense"), attended.clone()));
+    let widened = fused_gelu(linear(&format!("{prefix}.intermediate.dense"), attended.clone()));
     let path = format!("{prefix}.output.dense");
-    let output = drop(&path, params.linear(&path, widened));
+    let output = drop(&path, linear(&path, widened));
     params.norm(&format!("{prefix}.output.LayerNorm"), output, attended, epsilon)
-}
-
-/// The state of each text's first token, [texts, hidden].
-pub(super) fn first_token(states: Tensor<2>, texts: &Texts, device: &burn::tensor::Device) -> Tensor<2> {
-    let starts: Vec<i64> = texts.starts().into_iter().map(|start| start as i64).collect();
-    let count = starts.len();
-    states.select(0, Tensor::<1, Int>::from_data(TensorData::new(starts, [count]), device))
 }

@@ -4,6 +4,7 @@
 //! - [`device`]: [`Device`], what computes; named by `--device`
 //! - [`shape`]: [`TowerConfig`], what a tower is made of
 //! - [`encoder`]: BERT as a function of its parameters; [`fused`]: what it is made of, with kernels for each backend
+//! - `pooling`: how token states become one vector
 //! - [`dropout`]: masks that are a function of where they stand
 //! - [`config`]: the shape of an encoder, from and to `config.json`; `names`: architectures and their tensors' names
 //! - [`flat`]: where each parameter lies in the flat vector
@@ -28,6 +29,7 @@ mod folder;
 mod fused;
 mod init;
 mod names;
+mod pooling;
 mod pretrained;
 mod probe;
 mod shape;
@@ -46,7 +48,8 @@ pub use folder::encoder_folder;
 pub use names::Architecture;
 pub use pretrained::{PretrainedError, load_encoder, load_retriever, save_encoder};
 pub use probe::probe;
-pub use shape::{Head, Input, Pooling, TowerConfig, TowerError};
+pub use retort_common::spec::Pooling;
+pub use shape::{Head, Input, TowerConfig, TowerError};
 pub use stack::{Activation, Stack, StackLayer};
 pub use tower::{Batch, Forward, Tower};
 pub use weights::{FileDtype, WeightsError, read_parameters, write_parameters, write_safetensors};

@@ -101,7 +101,7 @@ struct Wanted {
     #[serde(default)]
     vectors: Vec<Vec<f32>>,
     #[serde(default)]
-    pooling: String,
+    pooling: Pooling,
     #[serde(default)]
     normalize: bool,
     #[serde(default)]
@@ -146,7 +146,7 @@ fn check_cross(folder: &std::path::Path, wanted: &Wanted) -> f32 {
 fn check_retriever(folder: &std::path::Path, wanted: &Wanted) -> f32 {
     let source = folder.join("model");
     let (encoder, params, stack) = load_retriever(&source).unwrap();
-    let pooling = if wanted.pooling == "cls" { Pooling::Cls } else { Pooling::Mean };
+    let pooling = wanted.pooling;
     let settings = encoder_folder(&source).unwrap();
     let tokenizer = Tokenizer::open(&settings, encoder.vocabulary_size).unwrap();
     let pad = encoder.pad_token_id;

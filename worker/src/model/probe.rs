@@ -47,5 +47,5 @@ pub fn probe(device: &Device) -> String {
         feed(&forward.backward(&Matrix::new(rows.len(), 32, gradient)));
     }
     let hex: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{}-{hex}", device.backend().replace(':', "-"))
+    format!("{}-{hex}", device.backend().replace([':', '+'], "-"))
 }

@@ -7,9 +7,9 @@ use super::config::{ConfigError, EncoderConfig};
 use super::encoder::{encoder_specs, linear_specs};
 use super::flat::{ParamKind, ParamLayout, ParamSpec};
 use super::init::initial_params;
-use super::names::Architecture;
 use crate::fit::QuantizerError;
 use crate::matrix::Matrix;
+use retort_common::spec::Pooling;
 
 /// The largest width of a head.
 const MAX_WIDTH: usize = 64 << 10;
@@ -27,15 +27,6 @@ pub enum TowerError {
         what: &'static str,
         /// Its value.
         width: usize,
-    },
-    /// An encoder that cannot be computed yet.
-    #[error(
-        "encoders of architecture {found:?} cannot be computed: their bias by relative position is missing; use a \
-         model of type bert, roberta, xlm-roberta, distilbert or dpr"
-    )]
-    Architecture {
-        /// Which.
-        found: Architecture,
     },
     /// A flat vector of another length.
     #[error("{found} parameters were given, the tower has {expected}")]
@@ -95,16 +86,6 @@ pub enum TowerError {
         /// What the head needs.
         expected: String,
     },
-}
-
-/// How token states become one vector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Pooling {
-    /// Mean of the tokens' states, padding left out.
-    Mean,
-    /// State of the first token.
-    Cls,
 }
 
 /// What a tower reads.
@@ -168,12 +149,7 @@ impl TowerConfig {
         };
         match &self.input {
             Input::Vectors { dim } => width("the input", *dim)?,
-            Input::Tokens { encoder, .. } => {
-                encoder.validate()?;
-                if encoder.architecture == Architecture::Mpnet {
-                    return Err(TowerError::Architecture { found: encoder.architecture });
-                }
-            }
+            Input::Tokens { encoder, .. } => encoder.validate()?,
         }
         match &self.head {
             Head::None => Ok(()),

@@ -20,7 +20,11 @@ pub(super) fn tiny_encoder(layers: usize) -> EncoderConfig {
 }
 
 fn token_tower(pooling: Pooling, head: Head) -> Tower {
-    let config = TowerConfig { input: Input::Tokens { encoder: tiny_encoder(2), pooling }, head };
+    tower_on(tiny_encoder(2), pooling, head)
+}
+
+fn tower_on(encoder: EncoderConfig, pooling: Pooling, head: Head) -> Tower {
+    let config = TowerConfig { input: Input::Tokens { encoder, pooling }, head };
     let mut tower = Tower::init(config, 3, &Device::flex()).unwrap();
     // Larger weights than a fresh model's, and nothing at exactly zero or one, so that every gradient shows.
     let mut params = tower.params();
@@ -47,7 +51,13 @@ fn towers() -> Vec<(Tower, Batch)> {
         (Tower::init(config, 5, &Device::flex()).unwrap(), Batch::Vectors(ramp(4, 6)))
     };
     let tokens = |pooling, head| (token_tower(pooling, head), padded_batch());
+    let mpnet = EncoderConfig { architecture: Architecture::Mpnet, token_types: 0, ..tiny_encoder(2) };
     vec![
+        (tower_on(mpnet, Pooling::Mean, Head::None), padded_batch()),
+        tokens(Pooling::Max, Head::None),
+        tokens(Pooling::MeanSqrtLen, Head::None),
+        tokens(Pooling::WeightedMean, Head::None),
+        tokens(Pooling::LastToken, Head::None),
         tokens(Pooling::Mean, Head::Linear { dim: 4, bias: true }),
         tokens(Pooling::Cls, Head::None),
         tokens(Pooling::Mean, Head::Mlp { hidden: 10, dim: 4 }),

@@ -7,10 +7,11 @@ use burn::tensor::{Tensor, TensorData};
 use super::Device;
 use super::coded::{CodedGraph, CodedHead, TwoSided};
 use super::dropout::{Dropout, drop_vectors};
-use super::encoder::{Parameter, Parameters, TokenRows, embed_tokens, encode_tokens, first_token};
+use super::encoder::{Parameter, Parameters, TokenRows, embed_tokens, encode_tokens};
 use super::flat::{ParamEntry, ParamLayout};
-use super::fused::{Texts, fused_gelu, fused_mean, packs};
-use super::shape::{Head, Input, Pooling, TowerConfig, TowerError};
+use super::fused::{Texts, fused_gelu, packs};
+use super::pooling::pool;
+use super::shape::{Head, Input, TowerConfig, TowerError};
 use crate::matrix::Matrix;
 use crate::text::TokenBatch;
 
@@ -52,7 +53,8 @@ impl Tower {
     pub fn new(config: TowerConfig, params: &[f32], device: &Device) -> Result<Self, TowerError> {
         config.validate()?;
         let layout = Arc::new(config.layout());
-        let leaves = Parameters { by_path: Default::default(), device: device.inner.clone().autodiff() };
+        let (inner, precision) = (device.inner.clone().autodiff(), device.precision);
+        let leaves = Parameters { by_path: Default::default(), device: inner, precision };
         let mut tower = Self { config, layout, leaves, coded: None };
         tower.set_params(params)?;
         Ok(tower)
@@ -206,7 +208,8 @@ impl Tower {
         };
         let by_path = self.leaves.by_path.iter().map(|(path, leaf)| (path.clone(), constant(leaf))).collect();
         let device = self.leaves.device.clone();
-        Parameters { by_path, device: if autodiff { device } else { device.inner() } }
+        let device = if autodiff { device } else { device.inner() };
+        Parameters { by_path, device, precision: self.leaves.precision }
     }
 
     fn output(
@@ -225,10 +228,7 @@ impl Tower {
                 let embedded = embedded.expect("a tower that reads tokens embeds them");
                 let texts = Texts::new(tokens, &params.device);
                 let states = encode_tokens(params, encoder, embedded, &texts, dropout);
-                match pooling {
-                    Pooling::Mean => fused_mean(states, &texts),
-                    Pooling::Cls => first_token(states, &texts, &params.device),
-                }
+                pool(*pooling, states, &texts, &params.device)
             }
             _ => unreachable!("check compares the batch with the input"),
         };

@@ -5,11 +5,10 @@ use super::input::{model_folder, tokenizer_file};
 use super::student::{Student, TOKENIZER};
 use crate::embedding::{EmbeddingError, TextEncoder};
 use crate::matrix::Matrix;
-use crate::model::{Batch, Head, Input, Pooling, Stack, Tower, TowerConfig, load_retriever};
+use crate::model::{Batch, Head, Input, Stack, Tower, TowerConfig, load_retriever};
 use crate::text::Tokenizer;
 use crate::vectors::{read_vectors, write_vectors};
 use retort_common::ids::Digest;
-use retort_common::spec;
 use retort_common::task::{ArtifactId, Encoder, Side, Task};
 use serde_json::json;
 use std::sync::{Arc, Mutex};
@@ -49,21 +48,12 @@ impl EncoderCache {
     }
 }
 
-/// The model's name for a pooling.
-pub fn pooling(pooling: spec::Pooling) -> Result<Pooling, TaskError> {
-    match pooling {
-        spec::Pooling::Mean => Ok(Pooling::Mean),
-        spec::Pooling::Cls => Ok(Pooling::Cls),
-        other => Err(TaskError::Input(format!("pooling {other:?} cannot be computed; use mean or cls"))),
-    }
-}
-
 fn load(bench: &Workbench<'_>, encoder: &Encoder) -> Result<LoadedEncoder, TaskError> {
     let (config, params, stack, tokenizer) = match encoder {
-        Encoder::Files { files, pooling: kind } => {
+        Encoder::Files { files, pooling } => {
             let folder = model_folder(bench, files)?;
             let (encoder, params, stack) = load_retriever(&folder).map_err(TaskError::input)?;
-            let input = Input::Tokens { encoder, pooling: pooling(*kind)? };
+            let input = Input::Tokens { encoder, pooling: *pooling };
             (TowerConfig { input, head: Head::None }, params, stack, tokenizer_file(bench, &folder)?)
         }
         Encoder::Student { student } => {

@@ -1,6 +1,6 @@
 //! Finds the files of passages, questions and sets.
 
-use super::{InputError, InputFile, hash, read};
+use super::{InputError, InputFile, read};
 use crate::spec::corpus::Layout;
 use crate::spec::{CorpusFormat, CorpusSpec, FileFormat, FileList, JobSpec};
 use crate::store::Location;
@@ -127,7 +127,7 @@ impl Finder {
             let found = self.folder.expand(&named.path).await.map_err(|source| read(what, source))?;
             let before = files.len();
             for location in found {
-                let file = hash(what, &location).await?;
+                let file = InputFile::find(what, &location).await?;
                 files.extend(file.map(|file| DataFile { file, format: named.format }));
             }
             if files.len() == before {
@@ -145,7 +145,7 @@ impl Finder {
             for ending in ENDINGS {
                 let fail = |source| read(name, source);
                 let location = self.folder.join(&format!("{name}{ending}")).map_err(fail)?;
-                if let Some(file) = hash(name, &location).await? {
+                if let Some(file) = InputFile::find(name, &location).await? {
                     // A set's rows may be of any of the forms that hold them; its content tells which.
                     let open = matches!(format, FileFormat::Tevatron | FileFormat::Triplets);
                     return Ok(Some(DataFile { file, format: (!open).then_some(*format) }));

@@ -1,11 +1,11 @@
-//! The fused operations on flex: this workspace's kernels on the tensors' own memory.
+//! The fused operations on flex: this workspace's kernels on the tensors' own memory. They know 32-bit floats only.
 
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::TensorData;
 
 use super::gradients::EncoderGradients;
-use super::{EncoderOps, Texts};
+use super::{EncoderOps, Precision, Texts};
 use retort_kernels::attention::{Gradients, Inputs, Shape, attention, attention_backward};
 use retort_kernels::elementwise::{add_column_sums, gelu_backward, gelu_in_place, gelu_into};
 use retort_kernels::matmul::{Sizes, Strided, Write, on_pool};
@@ -58,7 +58,7 @@ fn shape<'a>(texts: &'a Texts, heads: usize, width: usize) -> Shape<'a> {
 }
 
 impl EncoderOps for Flex {
-    fn encoder_linear(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
+    fn encoder_linear(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, _: Precision) -> FlexTensor {
         let (x, weight, bias) = (whole(x), whole(weight), whole(bias));
         let ([m, k], [_, n]) = (sides(&x), sides(&weight));
         // The chain of an element's additions begins with the bias.
@@ -99,8 +99,9 @@ impl EncoderOps for Flex {
         values_: FlexTensor,
         texts: Texts,
         heads: usize,
+        precision: Precision,
     ) -> FlexTensor {
-        Self::attention_and_kept([queries, keys, values_], &texts, heads).0
+        Self::attention_and_kept([queries, keys, values_], &texts, heads, precision).0
     }
 
     fn encoder_mean(states: FlexTensor, texts: Texts) -> FlexTensor {
@@ -118,6 +119,7 @@ impl EncoderGradients for Flex {
         weight: FlexTensor,
         d: FlexTensor,
         by_input: bool,
+        _: Precision,
     ) -> (Option<FlexTensor>, FlexTensor, FlexTensor) {
         let (x, weight, d) = (whole(x), whole(weight), whole(d));
         let ([m, k], [_, n]) = (sides(&x), sides(&weight));
@@ -171,6 +173,7 @@ impl EncoderGradients for Flex {
         inputs: [FlexTensor; 3],
         texts: &Texts,
         heads: usize,
+        _: Precision,
     ) -> (FlexTensor, Vec<FlexTensor>) {
         let inputs = inputs.map(whole);
         let [rows, width] = sides(&inputs[0]);
@@ -187,6 +190,7 @@ impl EncoderGradients for Flex {
         texts: &Texts,
         heads: usize,
         d: FlexTensor,
+        _: Precision,
     ) -> [FlexTensor; 3] {
         let (inputs, d) = (inputs.map(whole), whole(d));
         let [rows, width] = sides(&d);

@@ -7,7 +7,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend};
 
-use super::{EncoderOps, Texts};
+use super::{EncoderOps, Precision, Texts};
 
 /// The gradients of a backend's kernels. `d` is always the gradient by the operation's result.
 pub(in crate::model) trait EncoderGradients: EncoderOps {
@@ -17,6 +17,7 @@ pub(in crate::model) trait EncoderGradients: EncoderOps {
         weight: FloatTensor<Self>,
         d: FloatTensor<Self>,
         by_input: bool,
+        precision: Precision,
     ) -> (Option<FloatTensor<Self>>, FloatTensor<Self>, FloatTensor<Self>);
 
     /// By the input.
@@ -44,6 +45,7 @@ pub(in crate::model) trait EncoderGradients: EncoderOps {
         inputs: [FloatTensor<Self>; 3],
         texts: &Texts,
         heads: usize,
+        precision: Precision,
     ) -> (FloatTensor<Self>, Vec<FloatTensor<Self>>);
 
     /// By queries, keys and values.
@@ -53,6 +55,7 @@ pub(in crate::model) trait EncoderGradients: EncoderOps {
         texts: &Texts,
         heads: usize,
         d: FloatTensor<Self>,
+        precision: Precision,
     ) -> [FloatTensor<Self>; 3];
 
     /// By the states.
@@ -63,12 +66,12 @@ pub(in crate::model) trait EncoderGradients: EncoderOps {
 struct Linear;
 
 impl<B: EncoderGradients> Backward<B, 3> for Linear {
-    type State = (FloatTensor<B>, FloatTensor<B>);
+    type State = (FloatTensor<B>, FloatTensor<B>, Precision);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let d = grads.consume::<B>(&ops.node);
         let ([x, weight, bias], state) = (ops.parents, ops.state);
-        let (dx, dw, db) = B::linear_gradients(state.0, state.1, d, x.is_some());
+        let (dx, dw, db) = B::linear_gradients(state.0, state.1, d, x.is_some(), state.2);
         if let (Some(node), Some(dx)) = (x, dx) {
             grads.register::<B>(node.id, dx);
         }
@@ -125,6 +128,7 @@ struct AttentionState<B: Backend> {
     kept: Vec<FloatTensor<B>>,
     texts: Texts,
     heads: usize,
+    precision: Precision,
 }
 
 impl<B: EncoderGradients> Backward<B, 3> for Attention {
@@ -132,8 +136,8 @@ impl<B: EncoderGradients> Backward<B, 3> for Attention {
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let d = grads.consume::<B>(&ops.node);
-        let AttentionState { inputs, kept, texts, heads } = ops.state;
-        let gradients = B::attention_gradients(inputs, kept, &texts, heads, d);
+        let AttentionState { inputs, kept, texts, heads, precision } = ops.state;
+        let gradients = B::attention_gradients(inputs, kept, &texts, heads, d, precision);
         for (node, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(node) = node {
                 grads.register::<B>(node.id, gradient);
@@ -171,15 +175,16 @@ impl<B: EncoderGradients, C: CheckpointStrategy> EncoderOps for Autodiff<B, C> {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
+        precision: Precision,
     ) -> FloatTensor<Self> {
         let nodes = [x.node(), weight.node(), bias.node()];
         let (x, weight, bias) = (x.into_primitive(), weight.into_primitive(), bias.into_primitive());
         match Linear.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prepared) => {
-                let out = B::encoder_linear(x.clone(), weight.clone(), bias);
-                prepared.finish((x, weight), out)
+                let out = B::encoder_linear(x.clone(), weight.clone(), bias, precision);
+                prepared.finish((x, weight, precision), out)
             }
-            OpsKind::UnTracked(prepared) => prepared.finish(B::encoder_linear(x, weight, bias)),
+            OpsKind::UnTracked(prepared) => prepared.finish(B::encoder_linear(x, weight, bias, precision)),
         }
     }
 
@@ -222,17 +227,18 @@ impl<B: EncoderGradients, C: CheckpointStrategy> EncoderOps for Autodiff<B, C> {
         values: FloatTensor<Self>,
         texts: Texts,
         heads: usize,
+        precision: Precision,
     ) -> FloatTensor<Self> {
         let nodes = [queries.node(), keys.node(), values.node()];
         let inputs = [queries, keys, values].map(|input| input.into_primitive());
         match Attention.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prepared) => {
-                let (out, kept) = B::attention_and_kept(inputs.clone(), &texts, heads);
-                prepared.finish(AttentionState { inputs, kept, texts, heads }, out)
+                let (out, kept) = B::attention_and_kept(inputs.clone(), &texts, heads, precision);
+                prepared.finish(AttentionState { inputs, kept, texts, heads, precision }, out)
             }
             OpsKind::UnTracked(prepared) => {
                 let [queries, keys, values] = inputs;
-                prepared.finish(B::encoder_attention(queries, keys, values, texts, heads))
+                prepared.finish(B::encoder_attention(queries, keys, values, texts, heads, precision))
             }
         }
     }

@@ -10,6 +10,7 @@
 
 mod flex;
 mod gradients;
+mod relative;
 #[cfg(feature = "tch")]
 mod torch;
 
@@ -17,10 +18,22 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::module::{attention, layer_norm, linear};
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, Device, Tensor, TensorData, activation};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData, activation};
 use std::sync::Arc;
 
+pub(super) use relative::{biased_attention, relative_bias};
+
 use crate::text::TokenBatch;
+
+/// What the products of an encoder are computed with. Weights, sums of states, layer norms and gradients stay 32-bit floats.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// Factors rounded to bfloat16, where the device multiplies them faster.
+    Bf16,
+}
 
 /// How the rows of token states belong to texts.
 #[derive(Clone, Debug)]
@@ -53,6 +66,29 @@ impl Texts {
             start
         };
         self.lengths.iter().map(start).collect()
+    }
+
+    /// Rows of each text where all have as many.
+    pub fn row_width(&self) -> usize {
+        self.width.unwrap_or_else(|| self.lengths.iter().copied().max().unwrap_or(0))
+    }
+
+    /// The rows that make texts equally long; the first token's stands where a text has none.
+    pub fn padded_rows(&self) -> Vec<usize> {
+        let width = self.row_width();
+        let texts = self.starts().into_iter().zip(self.lengths.iter());
+        let places = |(start, length): (usize, &usize)| {
+            let length = *length;
+            (0..width).map(move |place| if place < length { start + place } else { start })
+        };
+        texts.flat_map(places).collect()
+    }
+
+    /// Where the tokens stand among [`Texts::padded_rows`].
+    fn token_places(&self) -> Vec<usize> {
+        let width = self.row_width();
+        let texts = self.lengths.iter().enumerate();
+        texts.flat_map(|(text, length)| text * width..text * width + length).collect()
     }
 
     /// 1 / length on tokens and 0 on padding, [texts, width].
@@ -103,6 +139,7 @@ pub(super) trait EncoderOps: Backend {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
+        precision: Precision,
     ) -> FloatTensor<Self>;
 
     /// The exact GELU.
@@ -125,6 +162,7 @@ pub(super) trait EncoderOps: Backend {
         values: FloatTensor<Self>,
         texts: Texts,
         heads: usize,
+        precision: Precision,
     ) -> FloatTensor<Self>;
 
     /// The mean of each text's token states, [texts, width].
@@ -132,12 +170,17 @@ pub(super) trait EncoderOps: Backend {
 }
 
 /// A linear layer on token states.
-pub(super) fn fused_linear(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+pub(super) fn fused_linear(
+    x: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Tensor<1>,
+    precision: Precision,
+) -> Tensor<2> {
     if !has_kernels(&x.device()) {
         return linear(x, weight, Some(bias));
     }
     let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
-    Tensor::from_dispatch(Dispatch::encoder_linear(x, weight, bias))
+    Tensor::from_dispatch(Dispatch::encoder_linear(x, weight, bias, precision))
 }
 
 /// GELU on token states.
@@ -165,11 +208,16 @@ pub(super) fn fused_norm(
 }
 
 /// Attention among the tokens of each text.
-pub(super) fn fused_attention(inputs: [Tensor<2>; 3], texts: &Texts, heads: usize) -> Tensor<2> {
+pub(super) fn fused_attention(
+    inputs: [Tensor<2>; 3],
+    texts: &Texts,
+    heads: usize,
+    precision: Precision,
+) -> Tensor<2> {
     let device = inputs[0].device();
     if has_kernels(&device) {
         let [queries, keys, values] = inputs.map(Tensor::into_dispatch);
-        let context = Dispatch::encoder_attention(queries, keys, values, texts.clone(), heads);
+        let context = Dispatch::encoder_attention(queries, keys, values, texts.clone(), heads, precision);
         return Tensor::from_dispatch(context);
     }
     let (count, width) = (texts.count(), texts.width.expect("only fused attention takes packed texts"));
@@ -193,6 +241,13 @@ pub(super) fn fused_mean(states: Tensor<2>, texts: &Texts) -> Tensor<2> {
     let weights = TensorData::new(texts.mean_weights(width), [count, 1, width]);
     let states = states.reshape([count, width, hidden]);
     Tensor::<3>::from_data(weights, &device).matmul(states).reshape([count, hidden])
+}
+
+/// Some rows of token states.
+pub(super) fn select_rows(states: Tensor<2>, rows: Vec<usize>, device: &Device) -> Tensor<2> {
+    let rows: Vec<i64> = rows.into_iter().map(|row| row as i64).collect();
+    let count = rows.len();
+    states.select(0, Tensor::<1, Int>::from_data(TensorData::new(rows, [count]), device))
 }
 
 /// True where a token must not look: [texts, heads, width, width], or nothing when no text is padded.

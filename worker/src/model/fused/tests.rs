@@ -48,7 +48,7 @@ fn linear_layers_agree_with_burns() {
     for [m, k, n] in [[1, 1, 1], [13, 40, 33], [70, 300, 65]] {
         check(
             &[[m, k], [k, n], [1, n]],
-            |x| fused_linear(x[0].clone(), x[1].clone(), vector(&x[2])),
+            |x| fused_linear(x[0].clone(), x[1].clone(), vector(&x[2]), Precision::F32),
             |x| linear(x[0].clone(), x[1].clone(), Some(vector(&x[2]))),
         );
     }
@@ -80,7 +80,9 @@ fn attention_agrees_with_burns_text_by_text() {
         });
         Tensor::cat(parts.collect(), 0)
     };
-    let fused = |x: &[Tensor<2>]| fused_attention([x[0].clone(), x[1].clone(), x[2].clone()], &texts, heads);
+    let fused = |x: &[Tensor<2>]| {
+        fused_attention([x[0].clone(), x[1].clone(), x[2].clone()], &texts, heads, Precision::F32)
+    };
     check(&[[15, hidden]; 3], fused, plain);
 }
 

@@ -1,13 +1,27 @@
-//! The fused operations on LibTorch: its own fused kernels, forward and backward.
+//! The fused operations on LibTorch: its own fused kernels, forward and backward. With [`Precision::Bf16`] factors are rounded
+//! right before a product and its result is widened right behind it, as PyTorch's autocast does.
 
 use burn::backend::libtorch::{LibTorch, TchTensor};
 use tch::{Kind, Tensor};
 
 use super::gradients::EncoderGradients;
-use super::{EncoderOps, Texts};
+use super::{EncoderOps, Precision, Texts};
 
 fn wrap(tensor: Tensor) -> TchTensor {
     TchTensor::new(tensor)
+}
+
+/// A factor of a product.
+fn factor(tensor: &Tensor, precision: Precision) -> Tensor {
+    match precision {
+        Precision::F32 => tensor.shallow_clone(),
+        Precision::Bf16 => tensor.to_kind(Kind::BFloat16),
+    }
+}
+
+/// The result of a product.
+fn wide(product: Tensor) -> Tensor {
+    product.to_kind(Kind::Float)
 }
 
 /// [rows, hidden] as [texts, heads, width, head].
@@ -55,8 +69,14 @@ fn scale_of(split: &Tensor) -> f64 {
 }
 
 impl EncoderOps for LibTorch {
-    fn encoder_linear(x: TchTensor, weight: TchTensor, bias: TchTensor) -> TchTensor {
-        wrap(bias.tensor.addmm(&x.tensor, &weight.tensor))
+    fn encoder_linear(x: TchTensor, weight: TchTensor, bias: TchTensor, precision: Precision) -> TchTensor {
+        match precision {
+            Precision::F32 => wrap(bias.tensor.addmm(&x.tensor, &weight.tensor)),
+            Precision::Bf16 => {
+                let product = factor(&x.tensor, precision).mm(&factor(&weight.tensor, precision));
+                wrap(wide(product) + &bias.tensor)
+            }
+        }
     }
 
     fn encoder_gelu(x: TchTensor) -> TchTensor {
@@ -79,8 +99,9 @@ impl EncoderOps for LibTorch {
         values: TchTensor,
         texts: Texts,
         heads: usize,
+        precision: Precision,
     ) -> TchTensor {
-        Self::attention_and_kept([queries, keys, values], &texts, heads).0
+        Self::attention_and_kept([queries, keys, values], &texts, heads, precision).0
     }
 
     fn encoder_mean(states: TchTensor, texts: Texts) -> TchTensor {
@@ -96,11 +117,12 @@ impl EncoderGradients for LibTorch {
         weight: TchTensor,
         d: TchTensor,
         by_input: bool,
+        precision: Precision,
     ) -> (Option<TchTensor>, TchTensor, TchTensor) {
-        let (x, weight, d) = (x.tensor, weight.tensor, d.tensor);
-        let dx = by_input.then(|| wrap(d.mm(&weight.tr())));
-        let dw = wrap(x.tr().mm(&d));
-        (dx, dw, wrap(d.sum_dim_intlist([0i64].as_slice(), false, None::<Kind>)))
+        let [x, weight, narrow] = [&x, &weight, &d].map(|tensor| factor(&tensor.tensor, precision));
+        let dx = by_input.then(|| wrap(wide(narrow.mm(&weight.tr()))));
+        let dw = wrap(wide(x.tr().mm(&narrow)));
+        (dx, dw, wrap(d.tensor.sum_dim_intlist([0i64].as_slice(), false, None::<Kind>)))
     }
 
     fn gelu_gradient(x: TchTensor, d: TchTensor) -> TchTensor {
@@ -141,14 +163,16 @@ impl EncoderGradients for LibTorch {
         inputs: [TchTensor; 3],
         texts: &Texts,
         heads: usize,
+        precision: Precision,
     ) -> (TchTensor, Vec<TchTensor>) {
         let rows = inputs[0].tensor.size()[0];
-        let [queries, keys, values] = inputs.map(|input| split(&input.tensor, texts, heads));
+        let [queries, keys, values] =
+            inputs.map(|input| split(&factor(&input.tensor, precision), texts, heads));
         let mask = padding(texts, &queries);
         if queries.device().is_cuda() {
             let weights = probabilities(&queries, &keys, mask.as_ref(), scale_of(&queries));
             let out = join(&weights.matmul(&values), rows);
-            return (wrap(out), vec![wrap(weights)]);
+            return (wrap(wide(out)), vec![wrap(weights)]);
         }
         let (out, sums) = Tensor::internal_scaled_dot_product_flash_attention_for_cpu(
             &queries,
@@ -159,7 +183,7 @@ impl EncoderGradients for LibTorch {
             mask,
             None::<f64>,
         );
-        (wrap(join(&out, rows)), vec![wrap(out), wrap(sums)])
+        (wrap(wide(join(&out, rows))), vec![wrap(out), wrap(sums)])
     }
 
     fn attention_gradients(
@@ -168,10 +192,12 @@ impl EncoderGradients for LibTorch {
         texts: &Texts,
         heads: usize,
         d: TchTensor,
+        precision: Precision,
     ) -> [TchTensor; 3] {
         let rows = inputs[0].tensor.size()[0];
-        let [queries, keys, values] = inputs.map(|input| split(&input.tensor, texts, heads));
-        let d = split(&d.tensor, texts, heads);
+        let narrow = |input: &TchTensor| split(&factor(&input.tensor, precision), texts, heads);
+        let [queries, keys, values] = inputs.each_ref().map(narrow);
+        let d = narrow(&d);
         let gradients = if let [weights] = kept.as_slice() {
             let (weights, scale) = (&weights.tensor, scale_of(&queries));
             let by_values = weights.transpose(2, 3).matmul(&d);
@@ -195,7 +221,7 @@ impl EncoderGradients for LibTorch {
             );
             [dq, dk, dv]
         };
-        gradients.map(|gradient| wrap(join(&gradient, rows)))
+        gradients.map(|gradient| wrap(wide(join(&gradient, rows))))
     }
 
     fn mean_gradient(texts: &Texts, d: TchTensor) -> TchTensor {

@@ -1,13 +1,11 @@
 //! A student as a folder for sentence-transformers.
 
 use super::super::bench::{Content, Produced, TaskError, Workbench};
-use super::super::embed::pooling;
 use super::super::input::{model_folder, tokenizer_file};
 use super::super::student::{Student, TOKENIZER};
 use crate::export::model::{Chain, head_layers, write_router, write_shared};
 use crate::model::{EncoderConfig, Input, Pooling, StackLayer, load_retriever};
 use crate::text::SpecialTokens;
-use retort_common::spec;
 use retort_common::spec::inputs::ModelFiles;
 use retort_common::task::{ArtifactId, Task, TextInput};
 use serde_json::json;
@@ -69,13 +67,13 @@ struct Encoder {
 
 impl Encoder {
     /// The encoder that a head stands on.
-    fn base(bench: &Workbench<'_>, files: &ModelFiles, kind: spec::Pooling) -> Result<Self, TaskError> {
+    fn base(bench: &Workbench<'_>, files: &ModelFiles, pooling: Pooling) -> Result<Self, TaskError> {
         let source = model_folder(bench, files)?;
         let (config, params, stack) = load_retriever(&source).map_err(TaskError::input)?;
         let tokenizer = tokenizer_file(bench, &source)?;
         let settings = crate::model::encoder_folder(&source).map_err(TaskError::input)?;
         let special = SpecialTokens::of_folder(&settings, &tokenizer).map_err(TaskError::input)?;
-        Ok(Self { config, params, pooling: pooling(kind)?, layers: stack.layers, tokenizer, special })
+        Ok(Self { config, params, pooling, layers: stack.layers, tokenizer, special })
     }
 
     /// The encoder that the student is.

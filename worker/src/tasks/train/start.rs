@@ -1,7 +1,6 @@
 //! A student before the first step of a phase.
 
 use super::super::bench::{TaskError, Workbench};
-use super::super::embed::pooling;
 use super::super::fit::load_pca;
 use super::super::input::{local_copy, model_folder, tokenizer_file};
 use super::super::order::StepRows;
@@ -116,7 +115,7 @@ pub(super) fn begin(
             let (tower, params) = coded(&head, &quantizer, normalize)?;
             Ok((StudentShape { tower }, params, None))
         }
-        StudentStart::Encoder { files, layers, pooling: kind, dim, init } => {
+        StudentStart::Encoder { files, layers, pooling, dim, init } => {
             let folder = model_folder(bench, files)?;
             let layers: Option<Vec<usize>> =
                 layers.as_ref().map(|layers| layers.iter().map(|layer| *layer as usize).collect());
@@ -126,7 +125,7 @@ pub(super) fn begin(
             let tokenizer = tokenizer_file(bench, &folder)?;
             Tokenizer::load(&tokenizer, encoder.vocabulary_size).map_err(TaskError::input)?;
             let head = dim.map_or(Head::None, |dim| Head::Linear { dim: dim as usize, bias: true });
-            let tower = TowerConfig { input: Input::Tokens { encoder, pooling: pooling(*kind)? }, head };
+            let tower = TowerConfig { input: Input::Tokens { encoder, pooling: *pooling }, head };
             // The head's parameters follow the encoder's in the canonical order.
             let mut params = tower.initial_params(seed);
             params[..encoder_params.len()].copy_from_slice(&encoder_params);
