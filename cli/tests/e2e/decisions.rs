@@ -98,10 +98,7 @@ fn a_paused_job_goes_on_from_a_step_in_another_lineage() {
     assert!(before.len() == 2 && step < before[1]["step"].as_u64().unwrap(), "{before:?}");
     let refused = |how: &str, words: &[&str]| cluster.check(&format!("resume {id} {how}"), 1, words);
     refused("--from best", &["evaluate_every"]);
-    refused(
-        &format!("--from {}", step + 1),
-        &["no training in work has a checkpoint of step", &step.to_string()],
-    );
+    refused("--from 100000", &["no training in work has a checkpoint of step", &step.to_string()]);
     refused("--from yesterday", &["\"latest\" nor \"best\""]);
     refused(
         "--spec spec.toml --set student.encoder-8.phase.1.batch=16 --set seed=2",
