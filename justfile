@@ -135,6 +135,10 @@ cohort:
 chaos SEED="1":
     RETORT_CHAOS_SEED={{ SEED }} cargo test --package retort-cli --test e2e many_faults -- --ignored --nocapture
 
+# Jobs on a store of a few hundred KiB that fills up; needs Linux with user namespaces (or root).
+full-store:
+    cargo test --package retort-cli --test e2e full_store -- --ignored --nocapture
+
 # How soon two of three workers go on after the third was killed.
 recovery:
     cargo test --package retort-cli --test e2e two_of_three_workers -- --ignored --nocapture

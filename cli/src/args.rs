@@ -49,7 +49,7 @@ pub enum Verb {
     /// Stop a job's work until it is resumed; trainings leave a checkpoint.
     Pause(GetArgs),
     /// Let a paused job go on, with whatever workers there are then.
-    Resume(GetArgs),
+    Resume(ResumeArgs),
     /// Look at checkpoints.
     Checkpoint(CheckpointArgs),
     /// Write a finished job's model, embeddings, index, runs or negatives in the format of another program.
@@ -196,6 +196,25 @@ pub struct GetArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct ResumeArgs {
+    /// The job's id, or as much of its beginning as no other job has.
+    pub id: String,
+    /// Trainings in work go on from this state, in another lineage: a step, "latest" or "best".
+    #[arg(long, value_name = "STEP|latest|best")]
+    pub from: Option<String>,
+    /// The job's spec with other values of keys that change no result: checkpoint_every and keep_last.
+    #[arg(long, value_name = "FILE")]
+    pub spec: Option<PathBuf>,
+    /// Set a key of that spec; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value, requires = "spec")]
+    pub sets: Vec<(String, String)>,
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
+    #[command(flatten)]
+    pub connect: Connect,
+}
+
+#[derive(Debug, Args)]
 pub struct LogsArgs {
     /// The job's id or its unambiguous beginning.
     pub id: String,
@@ -225,6 +244,9 @@ pub struct MetricsArgs {
     #[arg(long, short)]
     pub follow: bool,
     /// With wide, each worker's times in the step; json is one document, or a line for each step with --follow.
+    /// Also write TensorBoard event files, with samples a second and each worker's times, under this folder.
+    #[arg(long, value_name = "FOLDER")]
+    pub tensorboard: Option<PathBuf>,
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
     pub output: Format,
     #[command(flatten)]

@@ -6,6 +6,7 @@ use crate::exit::{Exit, UsageError};
 use crate::output;
 use anyhow::{Context, bail};
 use retort_common::artifact::{ArtifactReader, Cache};
+use retort_common::checkpoint::{Lineage, Place};
 use retort_common::ids::JobId;
 use retort_common::store::{Store, StoreError};
 use retort_worker::export::catalog::{CATALOG, Catalog};
@@ -88,11 +89,12 @@ fn write(
     runtime: Handle,
 ) -> Result<Value, TaskError> {
     let cache = Cache::open(&scratch.join("cache"), CACHE_BYTES)?;
+    let job = catalog.job.parse().map_err(TaskError::input)?;
     let bench = Workbench {
         artifacts: ArtifactReader::new(store.clone(), cache),
         device: Device::flex(),
         threads: 1,
-        job: catalog.job.parse().map_err(TaskError::input)?,
+        checkpoints: Place { job, lineage: Lineage::FIRST },
         scratch: scratch.to_owned(),
         progress: &Watch { stopped },
         runtime,

@@ -80,8 +80,8 @@ async fn dispatch(verb: Verb) -> anyhow::Result<Exit> {
         Verb::Negatives(args) => match args.verb {
             NegativesVerb::Report(report) => negatives::report(report).await,
         },
-        Verb::Pause(args) => verbs::pause(args, false).await,
-        Verb::Resume(args) => verbs::pause(args, true).await,
+        Verb::Pause(args) => verbs::pause(args).await,
+        Verb::Resume(args) => verbs::resume(args).await,
         Verb::Checkpoint(args) => checkpoint::checkpoint(args.verb).await,
         Verb::Export(args) => export::export(args).await,
         Verb::Worker(args) => match args.verb {

@@ -5,16 +5,24 @@ use crate::config;
 use crate::exit::Exit;
 use crate::output;
 use crate::verbs::{detached, say_end};
+use anyhow::Context;
 use retort_common::client::StepView;
 use retort_common::metrics::{StepPoint, StepTiming};
+use retort_worker::report::tensorboard;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
 
 pub async fn metrics(args: MetricsArgs) -> anyhow::Result<Exit> {
-    let MetricsArgs { id, follow, output, connect } = args;
+    let MetricsArgs { id, follow, tensorboard, output, connect } = args;
     let client = config::client(&connect)?;
     let mut steps = client.metrics(&id, follow);
     // One document cannot grow: what is followed comes as lines.
     let format = if follow && output == Format::Json { Format::Jsonl } else { output };
+    let mut events = tensorboard.map(|folder| EventFiles { folder, open: BTreeMap::new() });
     let mut table = Table::default();
     let mut all = Vec::new();
     loop {
@@ -23,6 +31,9 @@ pub async fn metrics(args: MetricsArgs) -> anyhow::Result<Exit> {
             _ = tokio::signal::ctrl_c() => return Ok(detached(&id)),
         };
         let Some(step) = step else { break };
+        if let Some(events) = &mut events {
+            events.add(&step)?;
+        }
         match format {
             Format::Table | Format::Wide => table.row(&step, format == Format::Wide)?,
             Format::Jsonl => output::json_line(&output::versioned(document(&step)))?,
@@ -69,6 +80,46 @@ fn document(step: &StepView) -> Value {
         "samples_per_second": samples_per_second,
         "workers": workers.iter().map(worker).collect::<Vec<_>>(),
     })
+}
+
+/// TensorBoard event files: one for each lineage of a training.
+struct EventFiles {
+    folder: PathBuf,
+    open: BTreeMap<PathBuf, File>,
+}
+
+impl EventFiles {
+    fn add(&mut self, step: &StepView) -> anyhow::Result<()> {
+        let StepView { task: _, lineage, student, phase, point, .. } = step;
+        let path = self.folder.join(student).join(format!("phase-{phase}"));
+        let path = path.join(format!("events.out.tfevents.{lineage}.retort"));
+        let failed = || format!("cannot write {}", path.display());
+        let file = match self.open.entry(path.clone()) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                std::fs::create_dir_all(path.parent().unwrap_or(&self.folder)).with_context(failed)?;
+                let mut file = File::create(&path).with_context(failed)?;
+                file.write_all(&tensorboard::file_version()).with_context(failed)?;
+                entry.insert(file)
+            }
+        };
+        file.write_all(&tensorboard::step_event(point, times(step))).with_context(failed)
+    }
+}
+
+/// What is measured of a step, by TensorBoard's tags; durations are in seconds.
+fn times(step: &StepView) -> Vec<(String, f64)> {
+    let samples = step.samples_per_second.map(|samples| ("samples_per_second".to_owned(), samples));
+    let of_worker = |(worker, timing): &(String, StepTiming)| {
+        let named = [
+            ("step", timing.step_us),
+            ("compute", timing.compute_us()),
+            ("exchange", timing.exchange_us),
+            ("waiting", timing.waiting_us),
+        ];
+        named.map(|(name, us)| (format!("{name}_seconds/{worker}"), seconds(us)))
+    };
+    samples.into_iter().chain(step.workers.iter().flat_map(of_worker)).collect()
 }
 
 fn seconds(us: u64) -> f64 {
@@ -167,6 +218,9 @@ mod tests {
         let json = document(&step());
         assert_eq!(json["terms"]["kl"], 0.25);
         assert_eq!(json["workers"][0]["compute_seconds"], 0.0145);
+        let times = times(&step());
+        assert_eq!(times[0], ("samples_per_second".to_owned(), 400.0));
+        assert!(times.contains(&("waiting_seconds/w1".to_owned(), 0.004)));
         let unknown = StepView { samples_per_second: None, workers: Vec::new(), ..step() };
         assert!(row(&unknown, true).contains(" - "));
         assert_eq!(document(&unknown)["samples_per_second"], Value::Null);

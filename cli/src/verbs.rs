@@ -1,8 +1,8 @@
 //! The client's verbs: each asks the coordinator, prints what it says and returns how to exit.
 
 use crate::args::{
-    CancelArgs, Connect, Format, GetArgs, Goal, ListArgs, LogFormat, LogsArgs, SpecArgs, SubmitArgs,
-    WaitArgs, WorkerListArgs,
+    CancelArgs, Connect, Format, GetArgs, Goal, ListArgs, LogFormat, LogsArgs, ResumeArgs, SpecArgs,
+    SubmitArgs, WaitArgs, WorkerListArgs,
 };
 use crate::config;
 use crate::exit::{Exit, UsageError};
@@ -15,6 +15,7 @@ use retort_common::spec::{self, JobSpec};
 use retort_common::store::Location;
 use retort_common::view::JobView;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 /// Pause between two looks of `list --watch`.
@@ -22,18 +23,23 @@ const LIST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Reads a spec and finds its files.
 pub async fn load(args: &SpecArgs, name: Option<&str>) -> anyhow::Result<(JobSpec, JobInputs)> {
-    let file = args.file.display().to_string();
-    let text = std::fs::read_to_string(&args.file).with_context(|| format!("cannot read the spec {file}"))?;
     let mut sets = args.sets.clone();
     if let Some(name) = name {
         let name = serde_json::to_string(name).expect("a text has a JSON form");
         sets.push(("name".to_owned(), name));
     }
-    let spec = spec::parse(&text, &file, &sets)?;
-    let path = std::path::absolute(&args.file).with_context(|| format!("no absolute path for {file}"))?;
+    let spec = parse(&args.file, &sets)?;
+    let path = std::path::absolute(&args.file)
+        .with_context(|| format!("no absolute path for {}", args.file.display()))?;
     let base = Location::of_path(path.parent().unwrap_or(&path))?;
     let inputs = JobInputs::collect(&spec, &base).await?;
     Ok((spec, inputs))
+}
+
+fn parse(file: &Path, sets: &[(String, String)]) -> anyhow::Result<JobSpec> {
+    let name = file.display().to_string();
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read the spec {name}"))?;
+    Ok(spec::parse(&text, &name, sets)?)
 }
 
 pub async fn submit(args: SubmitArgs) -> anyhow::Result<Exit> {
@@ -231,10 +237,17 @@ pub async fn cancel(args: CancelArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-pub async fn pause(args: GetArgs, resume: bool) -> anyhow::Result<Exit> {
-    let mut client = config::client(&args.connect)?;
-    let job = if resume { client.resume(&args.id).await? } else { client.pause(&args.id).await? };
+pub async fn pause(args: GetArgs) -> anyhow::Result<Exit> {
+    let job = config::client(&args.connect)?.pause(&args.id).await?;
     output::job(&job, args.output)?;
+    Ok(Exit::Ok)
+}
+
+pub async fn resume(args: ResumeArgs) -> anyhow::Result<Exit> {
+    let ResumeArgs { id, from, spec, sets, output, connect } = args;
+    let spec = spec.map(|file| parse(&file, &sets)).transpose()?;
+    let job = config::client(&connect)?.resume(&id, from.as_deref(), spec.as_ref()).await?;
+    output::job(&job, output)?;
     Ok(Exit::Ok)
 }
 

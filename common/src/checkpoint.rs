@@ -32,6 +32,46 @@ pub struct CheckpointManifest {
     pub curve: Value,
 }
 
+/// Which history of a training goes on: its number, and where it branched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lineage {
+    /// 1 for the first.
+    pub number: u32,
+    /// The state that it began with; without one it began with the training's own beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+}
+
+/// A checkpoint of an earlier lineage of the same training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// The number of that lineage.
+    pub number: u32,
+    /// Steps taken.
+    pub step: u64,
+}
+
+impl Lineage {
+    /// The lineage that every training begins with.
+    pub const FIRST: Self = Self { number: 1, origin: None };
+
+    /// The one that comes after this one.
+    pub fn next(self, origin: Option<Origin>) -> Self {
+        Self { number: self.number.saturating_add(1), origin }
+    }
+}
+
+/// Where a training's checkpoints lie, and which of its histories goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The job that the training was begun for; others that want it go on from there.
+    pub job: JobId,
+    /// The history.
+    pub lineage: Lineage,
+}
+
 /// Folder of a job's checkpoints.
 pub fn folder(job: &JobId) -> String {
     format!("jobs/{job}/checkpoints")
@@ -42,10 +82,12 @@ pub fn lineage(task: TaskId, number: u32) -> String {
     if number <= 1 { task.0.short() } else { format!("{}-{number}", task.0.short()) }
 }
 
-/// Whether a lineage is one of a training's.
-pub fn is_of(name: &str, task: TaskId) -> bool {
-    let rest = name.strip_prefix(task.0.short().as_str());
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+/// A lineage's number, if it is one of a training's.
+pub fn number(name: &str, task: TaskId) -> Option<u32> {
+    match name.strip_prefix(task.0.short().as_str())? {
+        "" => Some(1),
+        rest => rest.strip_prefix('-')?.parse().ok().filter(|number| *number > 1),
+    }
 }
 
 /// Folder of one checkpoint.
@@ -71,7 +113,14 @@ mod tests {
             let lineage = lineage(task, number);
             let path = format!("{}/manifest.json", step_folder(&job, &lineage, step));
             assert_eq!(parse_path(&job, &path), Some((lineage.as_str(), step)));
-            assert!(is_of(&lineage, task) && !is_of(&lineage, TaskId(Digest::of(b"u"))));
+            let (own, other) = (super::number(&lineage, task), TaskId(Digest::of(b"u")));
+            assert_eq!((own, super::number(&lineage, other)), (Some(number), None));
+        }
+        for name in ["-2", "-1", "-x", "x", "-"] {
+            assert_eq!(
+                super::number(&format!("{}{name}", task.0.short()), task),
+                (name == "-2").then_some(2)
+            );
         }
         for path in ["jobs/j/checkpoints/manifest.json", "jobs/k/checkpoints/a/1/manifest.json", "x"] {
             assert_eq!(parse_path(&job, path), None, "{path}");

@@ -196,9 +196,17 @@ impl Client {
         Ok(job.try_into()?)
     }
 
-    /// Lets a paused job go on.
-    pub async fn resume(&mut self, id: &str) -> Result<JobView, ClientError> {
-        let request = proto::ResumeRequest { job_id: id.to_owned() };
+    /// Lets a paused job go on: its trainings from where they are or, in another lineage, from a step, "latest" or
+    /// "best"; by its spec, or by one that differs in keys that change no result.
+    pub async fn resume(
+        &mut self,
+        id: &str,
+        from: Option<&str>,
+        spec: Option<&JobSpec>,
+    ) -> Result<JobView, ClientError> {
+        let json = |spec| serde_json::to_string(spec).expect("plain data has a JSON form");
+        let (from, spec_json) = (from.unwrap_or_default().to_owned(), spec.map(json).unwrap_or_default());
+        let request = proto::ResumeRequest { job_id: id.to_owned(), from, spec_json };
         let call = async |mut jobs: JobsClient<Channel>| jobs.resume(request.clone()).await;
         let proto::ResumeResponse { job } = self.call(call).await?;
         Ok(job.try_into()?)

@@ -17,7 +17,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 /// Largest message on any stream; tensors travel in chunks far below it.
 pub const MAX_MESSAGE_BYTES: usize = 32 << 20;
 /// Version of the session between workers and coordinators; differing ones refuse each other.
-pub const SESSION_PROTOCOL: u32 = 2;
+pub const SESSION_PROTOCOL: u32 = 3;
 /// Silence after which a peer counts as lost, unless told otherwise.
 pub const DEFAULT_FAILURE_DETECTION: Duration = Duration::from_secs(5);
 

@@ -81,15 +81,17 @@ pub enum JournalError {
         /// The cause.
         source: StoreError,
     },
-    /// The store did not answer in time.
+    /// The store did not take a record, or did not answer, for too long.
     #[error(
-        "{path}: the store did not answer for {tries} tries; start the coordinator again when it is well"
+        "{path}: {tries} tries came to nothing: {cause}; start the coordinator again when the store is well"
     )]
     Timeout {
         /// Where.
         path: String,
         /// How often it was tried.
         tries: u32,
+        /// What the last try came to.
+        cause: String,
     },
 }
 
@@ -163,9 +165,15 @@ impl<O: Objects> ObjectJournal<O> {
         let text = serde_json::to_vec_pretty(record).expect("facts have a JSON form");
         let bytes = Bytes::from(text);
         let mut pause = self.first_pause;
+        let mut cause = "the store did not answer".to_owned();
         for _ in 0..TRIES {
             let answer =
                 tokio::time::timeout(ANSWER_TIMEOUT, self.objects.create(&path, bytes.clone())).await;
+            // A store that is full says so to whoever waits.
+            if let Ok(Err(error)) = &answer {
+                cause = error.to_string();
+                tracing::warn!("the journal cannot be written, trying again: {cause}");
+            }
             match answer {
                 Ok(Ok(Put::Created)) => return Ok(None),
                 Ok(Err(error)) if !error.is_transient() => return Err(JournalError::Store { source: error }),
@@ -184,11 +192,12 @@ impl<O: Objects> ObjectJournal<O> {
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        Err(JournalError::Timeout { path, tries: TRIES })
+        Err(JournalError::Timeout { path, tries: TRIES, cause })
     }
 
     async fn look(&self, path: &str, nonce: &str) -> Result<Found, JournalError> {
-        let timeout = || JournalError::Timeout { path: path.to_owned(), tries: 1 };
+        let cause = || "the store did not answer".to_owned();
+        let timeout = || JournalError::Timeout { path: path.to_owned(), tries: 1, cause: cause() };
         let answer =
             tokio::time::timeout(ANSWER_TIMEOUT, self.objects.read(path)).await.map_err(|_| timeout())?;
         let Some(bytes) = answer.map_err(store)? else { return Ok(Found::Nothing) };

@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use retort_common::artifact::{ArtifactReader, ArtifactWriter, Cache};
+use retort_common::checkpoint::{Lineage, Place};
 use retort_common::ids::{AttemptNumber, Digest, TaskId};
 use retort_common::spec::inputs::{DataFile, InputFile};
 use retort_common::spec::{AnswerRule, FileFormat, MiningSpec, PhaseData};
@@ -94,7 +95,7 @@ impl Run {
             artifacts: ArtifactReader::new(self.store.clone(), cache),
             device: Device::flex(),
             threads: self.threads,
-            job: "bench".parse()?,
+            checkpoints: Place { job: "bench".parse()?, lineage: Lineage::FIRST },
             scratch: scratch.clone(),
             progress: &Silent,
             runtime: self.runtime.handle().clone(),

@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use retort_common::artifact::{ArtifactReader, ArtifactWriter, Cache};
+use retort_common::checkpoint::{Lineage, Place};
 use retort_common::ids::AttemptNumber;
 use retort_common::spec::FileFormat;
 use retort_common::spec::inputs::{DataFile, InputFile};
@@ -96,7 +97,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         artifacts: ArtifactReader::new(store.clone(), Cache::open(&folder.path().join("cache"), 1 << 30)?),
         device: Device::flex(),
         threads: threads as usize,
-        job: "bench".parse()?,
+        checkpoints: Place { job: "bench".parse()?, lineage: Lineage::FIRST },
         scratch,
         progress: &Silent,
         runtime: runtime.handle().clone(),

@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, reason = "its output is its purpose")]
 
 use retort_common::artifact::{ArtifactReader, ArtifactWriter, Cache};
+use retort_common::checkpoint::{self, Lineage};
 use retort_common::cohort::Member;
 use retort_common::ids::{AttemptNumber, Digest, TaskId, WorkerId};
 use retort_common::model::{ModelFiles, ModelInputs};
@@ -142,7 +143,7 @@ impl Place {
             artifacts: ArtifactReader::new(self.store.clone(), cache),
             device,
             threads,
-            job: "bench".parse()?,
+            checkpoints: checkpoint::Place { job: "bench".parse()?, lineage: Lineage::FIRST },
             scratch,
             progress: &Quiet,
             runtime: self.runtime.handle().clone(),

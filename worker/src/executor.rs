@@ -90,7 +90,7 @@ impl TaskExecutor {
             artifacts: ArtifactReader::new(store.clone(), self.cache.clone()),
             device: self.device.clone(),
             threads: self.threads,
-            job: assignment.job.clone(),
+            checkpoints: assignment.checkpoints.clone(),
             scratch: scratch.0.path().to_owned(),
             progress: &progress,
             runtime: self.runtime.clone(),

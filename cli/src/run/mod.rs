@@ -126,7 +126,7 @@ async fn find_or_submit(
         match job.state {
             JobState::Paused => {
                 eprintln!("job {}: resumed", job.id);
-                return Ok(client.resume(&job.id).await?.id);
+                return Ok(client.resume(&job.id, None, None).await?.id);
             }
             JobState::Pending | JobState::Running => {
                 eprintln!("job {}: resumed", job.id);

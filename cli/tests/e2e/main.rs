@@ -7,6 +7,8 @@
 //! - [`kill`]: whole jobs while processes are killed
 //! - [`cohort`]: one training by several workers, killed, frozen and joined: always the same weights
 //! - [`checkpoints`]: described, kept and deleted
+//! - [`decisions`]: what measurements decide, other lineages, figures that differ or are none
+//! - [`full_store`]: a store without room
 //! - [`any_cluster`]: the same weights from one worker to four, with even deals and uneven ones
 //! - [`chaos`]: a training under faults that a seed chooses, and how soon it goes on
 //! - [`training`]: the training that they look at
@@ -26,7 +28,11 @@ mod cohort;
 mod command;
 mod control;
 mod data;
+#[cfg(target_os = "linux")]
+mod decisions;
 mod fixture;
+#[cfg(target_os = "linux")]
+mod full_store;
 mod job;
 #[cfg(target_os = "linux")]
 mod kill;

@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Longest that anything is waited for: far more than it takes, since machines that run tests are busy.
@@ -48,6 +48,13 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// How a command line ended by another way than [`Home::retort`].
+    pub fn of(line: &str, output: Output) -> Self {
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+        Self { line: line.to_owned(), code: output.status.code(), stdout, stderr }
+    }
+
     /// Checks the exit code, and that every word is on stdout or stderr.
     #[track_caller]
     pub fn expect(self, code: i32, words: &[&str]) -> Self {
@@ -85,9 +92,7 @@ impl Home {
     pub fn retort(&self, line: &str) -> Ended {
         let arguments: Vec<_> = line.split_whitespace().collect();
         let output = retort(self.path(), &arguments).stdin(Stdio::null()).output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        let (stdout, stderr) = (text(output.stdout), text(output.stderr));
-        Ended { line: line.to_owned(), code: output.status.code(), stdout, stderr }
+        Ended::of(line, output)
     }
 
     /// Starts a command; what it says goes to files.

@@ -27,6 +27,7 @@ const LARGEST_DIM: u32 = 1 << 16;
 const LARGEST_TOKENS: u32 = 8192;
 const MOST_SAMPLES: u32 = 1024;
 const MOST_REFRESHES: u32 = 1000;
+const MOST_EVALUATIONS: u32 = 1000;
 const MOST_WIRE_LEVEL: u32 = 20;
 
 pub(super) fn ensure(holds: bool, path: &[&str], message: impl Into<String>) -> Check {
@@ -331,6 +332,7 @@ fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&
     let levelled = phase.wire == WireSpec::Bf16 || phase.wire_level == 0;
     ensure(levelled, &key("wire_level"), "goes with wire = \"bf16\"")?;
     check_optimizer(student, phase, at)?;
+    check_evaluations(spec, phase, at)?;
     let teacher = phase.signal == "teacher";
     let head = earlier_head(spec, student, &phase.signal);
     ensure(teacher || head.is_some(), &key("signal"), "must be \"teacher\" or the name of an earlier head")?;
@@ -370,6 +372,28 @@ fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&
         check_loss(student, phase, signal, loss, &key("loss"))?;
     }
     Ok(())
+}
+
+/// Decisions from measurements within a phase.
+fn check_evaluations(spec: &JobSpec, phase: &PhaseSpec, at: &[&str; 4]) -> Check {
+    let refuse = |holds: bool, name: &str, message: String| {
+        ensure(holds, &[at[0], at[1], at[2], at[3], name], message)
+    };
+    let Some(every) = phase.evaluate_every else {
+        return refuse(phase.patience.is_none(), "patience", "goes with `evaluate_every`".to_owned());
+    };
+    let on_dev = !spec.sets.dev.is_empty();
+    refuse(on_dev, "evaluate_every", "needs at least one set under sets.dev to choose on".to_owned())?;
+    let steps = phase.steps.unwrap_or(0);
+    let message = "needs the length of the phase in `steps`, not in `epochs`";
+    refuse(steps > 0, "evaluate_every", message.to_owned())?;
+    let message = format!("must lie between 1 and steps = {steps}");
+    refuse((1..=steps).contains(&every), "evaluate_every", message)?;
+    let few = steps.div_ceil(every) <= MOST_EVALUATIONS;
+    let message =
+        format!("makes more than {MOST_EVALUATIONS} evaluations of {steps} steps; take a larger number");
+    refuse(few, "evaluate_every", message)?;
+    refuse(phase.patience != Some(0), "patience", "must be at least 1".to_owned())
 }
 
 /// The retrievers that a phase's negatives come from.

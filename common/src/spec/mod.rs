@@ -4,6 +4,7 @@
 //! - `loss`: the terms of a loss
 //! - [`parse`](parse()): TOML and `--set k=v` to a checked spec; errors name line, key and the nearest valid key
 //! - [`digest`](digest()): names what a job is asked to do
+//! - [`differences`]: the keys in which two specs differ, and whether that changes a result
 //! - [`baselines`]: the rows that learn without a label
 //! - `corpus`: where passages, questions and judgements come from
 //! - [`inputs`]: the files a spec names, with the digests recorded at submit
@@ -12,6 +13,7 @@ pub mod baselines;
 mod check;
 mod check_loss;
 mod corpus;
+mod differ;
 pub mod inputs;
 mod loss;
 mod parse;
@@ -20,6 +22,7 @@ mod teacher;
 pub use baselines::BaselinesSpec;
 pub use check::{ContradictionError, check};
 pub use corpus::{AnswerRule, CorpusFormat, CorpusPreset, CorpusSpec, FileFormat, FileList, FileRef};
+pub use differ::{Difference, KEEPING_KEYS, differences};
 pub use loss::{LossDirection, LossKind, LossScope, LossSide, LossSpec, RampSpec};
 pub use parse::{SpecError, parse};
 pub use teacher::{Pooling, TeacherSpec};
@@ -319,6 +322,12 @@ pub struct PhaseSpec {
     pub freeze_layers: u32,
     /// Steps after which the student mines its negatives anew (data = "queries").
     pub refresh_every: Option<u32>,
+    /// Steps after which the student is evaluated on the dev sets; the best of these states is what the phase gives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluate_every: Option<u32>,
+    /// Evaluations without a better one after which the phase ends early (with `evaluate_every`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u32>,
     /// Steps between checkpoints.
     #[serde(default = "default_checkpoint_every")]
     pub checkpoint_every: u32,
@@ -343,6 +352,13 @@ impl PhaseSpec {
     /// The weight that draws passages and their codes together.
     pub fn commitment(&self) -> f64 {
         self.commitment.unwrap_or(COMMITMENT)
+    }
+}
+
+impl JobSpec {
+    /// Whether what is planned depends on measurements.
+    pub fn decides(&self) -> bool {
+        self.student.iter().flat_map(|student| &student.phase).any(|phase| phase.evaluate_every.is_some())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{ArtifactId, Stage, TASK_VERSION, Task};
 use crate::ids::{Digest, TaskId};
+use crate::spec::KEEPING_KEYS;
 use serde_json::Value;
 
 impl Task {
@@ -100,11 +101,11 @@ fn forget_places(value: &mut Value) {
     }
 }
 
-/// Removes what says how long checkpoints are kept, which changes no output.
+/// Removes what says how often checkpoints are written and how long they are kept, which changes no output.
 fn forget_keeping(value: &mut Value) {
     match value {
         Value::Object(map) => {
-            map.remove("keep_last");
+            KEEPING_KEYS.iter().for_each(|key| drop(map.remove(*key)));
             map.values_mut().for_each(forget_keeping);
         }
         Value::Array(items) => items.iter_mut().for_each(forget_keeping),

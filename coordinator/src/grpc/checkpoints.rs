@@ -1,26 +1,38 @@
 //! Checkpoints as they lie in the store, and the weights of trainings that are done.
 
 use super::CallError;
-use crate::scheduler::view::Training;
-use retort_common::checkpoint::{self, CheckpointManifest};
+use crate::scheduler::view::{OpenTraining, Training};
+use retort_common::checkpoint::{self, CheckpointManifest, Lineage, Origin, Place};
 use retort_common::ids::{JobId, TaskId};
 use retort_common::proto;
 use retort_common::store::Store;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Checkpoints that one answer holds at most; the newest of each training stay.
 const MAX_LISTED: usize = 10_000;
+
+/// One checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Which<'a> {
+    /// Whose.
+    pub job: &'a JobId,
+    /// In which history.
+    pub lineage: &'a str,
+    /// After how many steps.
+    pub step: u64,
+}
 
 /// A job's checkpoints by training and step, those of trainings that are done last in theirs. A checkpoint that goes
 /// away meanwhile, or cannot be read, is left out.
 pub async fn list(
     store: &Store,
     job: &JobId,
+    places: &BTreeMap<TaskId, Place>,
     finished: Vec<Training>,
 ) -> Result<Vec<proto::Checkpoint>, CallError> {
     let mut found = Vec::new();
-    for path in store.list(&checkpoint::folder(job)).await?.into_iter().take(MAX_LISTED) {
-        let Some((lineage, step)) = checkpoint::parse_path(job, &path) else { continue };
+    for (home, lineage, step) in manifests(store, job, places).await?.into_iter().take(MAX_LISTED) {
+        let path = format!("{}/manifest.json", checkpoint::step_folder(&home, &lineage, step));
         let Ok(bytes) = store.get(&path).await else { continue };
         let Ok(manifest) = serde_json::from_slice::<CheckpointManifest>(&bytes) else {
             tracing::warn!(path, "a checkpoint's manifest cannot be read");
@@ -29,7 +41,7 @@ pub async fn list(
         if manifest.step != step {
             continue;
         }
-        found.push(encode(store, lineage, manifest));
+        found.push(encode(store, &lineage, manifest));
     }
     found.extend(finished.into_iter().map(|training| {
         let Training { task, steps, weights_sha256, loss } = training;
@@ -48,29 +60,55 @@ pub async fn list(
     Ok(found)
 }
 
+/// The checkpoints that lie under a job, and those of its trainings that were begun for another: whose folder, lineage
+/// and step.
+pub(super) async fn manifests(
+    store: &Store,
+    job: &JobId,
+    places: &BTreeMap<TaskId, Place>,
+) -> Result<Vec<(JobId, String, u64)>, CallError> {
+    let homes: BTreeSet<&JobId> = places.values().map(|place| &place.job).chain([job]).collect();
+    let mut found = Vec::new();
+    for home in homes {
+        let paths = store.list(&checkpoint::folder(home)).await?;
+        let read = paths.iter().filter_map(|path| checkpoint::parse_path(home, path));
+        let own = |lineage: &str| {
+            let mut of = places.iter().filter(|(task, _)| checkpoint::number(lineage, **task).is_some());
+            of.next().map_or(home == job, |(_, place)| place.job == *home)
+        };
+        let kept = read.filter(|(lineage, _)| own(lineage));
+        found.extend(kept.map(|(lineage, step)| (home.clone(), lineage.to_owned(), step)));
+    }
+    Ok(found)
+}
+
 /// Deletes a checkpoint, its manifest first, so that none stands without its parts. That from which one of the `open`
 /// trainings would go on is refused.
 pub async fn delete(
     store: &Store,
-    job: &JobId,
-    lineage: &str,
-    step: u64,
-    open: &BTreeSet<TaskId>,
+    Which { job, lineage, step }: Which<'_>,
+    places: &BTreeMap<TaskId, Place>,
+    open: &[OpenTraining],
 ) -> Result<(), CallError> {
-    let folder = checkpoint::step_folder(job, lineage, step);
-    let path = format!("{folder}/manifest.json");
-    let plain = checkpoint::parse_path(job, &path) == Some((lineage, step)) && !lineage.contains(['/', '.']);
-    let all = if plain { store.list(&checkpoint::folder(job)).await? } else { Vec::new() };
-    if !all.contains(&path) {
-        return Err(CallError::NoCheckpoint { job: job.clone(), lineage: lineage.to_owned(), step });
-    }
-    let steps = all.iter().filter_map(|path| checkpoint::parse_path(job, path));
-    let newest = steps.filter(|(name, _)| *name == lineage).map(|(_, step)| step).max();
-    if newest == Some(step) && open.iter().any(|task| checkpoint::is_of(lineage, *task)) {
+    let all = manifests(store, job, places).await?;
+    let is_meant = |(_, name, at): &&(JobId, String, u64)| name == lineage && *at == step;
+    let missing = || CallError::NoCheckpoint { job: job.clone(), lineage: lineage.to_owned(), step };
+    let (home, ..) = all.iter().find(is_meant).ok_or_else(missing)?;
+    let steps = all.iter().filter(|(_, name, _)| name == lineage).map(|(_, _, step)| *step);
+    let newest = steps.max() == Some(step);
+    let needed = open.iter().any(|training| {
+        let number = checkpoint::number(lineage, training.task);
+        let Lineage { number: own, origin } = training.place.lineage;
+        let begins_with = |origin: Origin| number == Some(origin.number) && origin.step == step;
+        (number == Some(own) && newest) || origin.is_some_and(begins_with)
+    });
+    if needed {
         return Err(CallError::NeededCheckpoint { step });
     }
+    let folder = checkpoint::step_folder(home, lineage, step);
+    let path = format!("{folder}/manifest.json");
     store.delete(&path).await?;
-    for part in all.iter().filter(|part| part.starts_with(&format!("{folder}/")) && **part != path) {
+    for part in store.list(&folder).await?.iter().filter(|part| **part != path) {
         store.delete(part).await?;
     }
     Ok(())

@@ -1,16 +1,20 @@
 //! What clients ask.
 
-use super::{CallError, checkpoints, metrics, status};
+use super::checkpoints::Which;
+use super::{CallError, checkpoints, lineages, metrics, status};
 use crate::driver::{self, Handle};
 use crate::logs::{LogFilter, LogLine};
+use crate::scheduler::view::OpenTraining;
 use crate::scheduler::{Input, Reply, view};
-use retort_common::ids::{JobId, RequestId};
+use retort_common::checkpoint::Place;
+use retort_common::ids::{JobId, RequestId, TaskId};
 use retort_common::proto;
 use retort_common::proto::jobs_server::Jobs;
 use retort_common::spec::JobSpec;
 use retort_common::spec::inputs::JobInputs;
 use retort_common::store::Store;
 use retort_common::view::{JobState, JobView};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -40,12 +44,21 @@ impl JobsService {
         self.handle.ask(move |desk| desk.job(&text)).await.map_err(status)?.map_err(status)
     }
 
-    async fn pause_or_resume(&self, text: String, resume: bool) -> Result<proto::Job, Status> {
-        let job = self.resolve(text).await?;
-        let input = Input::Pause { job: job.clone(), resume };
+    /// A job after a request that changes it.
+    async fn changed(&self, job: JobId, input: Input) -> Result<proto::Job, Status> {
         self.handle.request(input).await.map_err(status)?.map_err(status)?;
         let now = self.handle.ask(move |desk| desk.job_now(&job)).await.map_err(status)?.map_err(status)?;
         Ok(encode_job(&now, &self.store))
+    }
+
+    async fn open_trainings(&self, job: &JobId) -> Result<Vec<OpenTraining>, Status> {
+        let id = job.clone();
+        self.handle.ask(move |desk| view::open_trainings(&desk.state, &id)).await.map_err(status)
+    }
+
+    async fn places(&self, job: &JobId) -> Result<BTreeMap<TaskId, Place>, Status> {
+        let id = job.clone();
+        self.handle.ask(move |desk| view::places(&desk.state, &id)).await.map_err(status)
     }
 
     async fn resolve(&self, text: String) -> Result<JobId, Status> {
@@ -141,7 +154,8 @@ impl Jobs for JobsService {
         request: Request<proto::PauseRequest>,
     ) -> Result<Response<proto::PauseResponse>, Status> {
         let proto::PauseRequest { job_id } = request.into_inner();
-        let job = Some(self.pause_or_resume(job_id, false).await?);
+        let job = self.resolve(job_id).await?;
+        let job = Some(self.changed(job.clone(), Input::Pause { job }).await?);
         Ok(Response::new(proto::PauseResponse { job }))
     }
 
@@ -149,8 +163,18 @@ impl Jobs for JobsService {
         &self,
         request: Request<proto::ResumeRequest>,
     ) -> Result<Response<proto::ResumeResponse>, Status> {
-        let proto::ResumeRequest { job_id } = request.into_inner();
-        let job = Some(self.pause_or_resume(job_id, true).await?);
+        let proto::ResumeRequest { job_id, from, spec_json } = request.into_inner();
+        let job = self.resolve(job_id).await?;
+        let spec = if spec_json.is_empty() { None } else { Some(decode_spec(&spec_json).map_err(status)?) };
+        let branches = if from.is_empty() {
+            Vec::new()
+        } else {
+            let from = from.parse().map_err(status)?;
+            let open = self.open_trainings(&job).await?;
+            lineages::branches(&self.store, &job, from, &open).await.map_err(status)?
+        };
+        let input = Input::Resume { job: job.clone(), branches, spec };
+        let job = Some(self.changed(job, input).await?);
         Ok(Response::new(proto::ResumeResponse { job }))
     }
 
@@ -163,7 +187,8 @@ impl Jobs for JobsService {
         let id = job.clone();
         let finished =
             self.handle.ask(move |desk| view::trainings(&desk.state, &id)).await.map_err(status)?;
-        let checkpoints = checkpoints::list(&self.store, &job, finished).await.map_err(status)?;
+        let places = self.places(&job).await?;
+        let checkpoints = checkpoints::list(&self.store, &job, &places, finished).await.map_err(status)?;
         Ok(Response::new(proto::ListCheckpointsResponse { checkpoints }))
     }
 
@@ -173,10 +198,9 @@ impl Jobs for JobsService {
     ) -> Result<Response<proto::DeleteCheckpointResponse>, Status> {
         let proto::DeleteCheckpointRequest { job_id, lineage, step } = request.into_inner();
         let job = self.resolve(job_id).await?;
-        let id = job.clone();
-        let open =
-            self.handle.ask(move |desk| view::open_trainings(&desk.state, &id)).await.map_err(status)?;
-        checkpoints::delete(&self.store, &job, &lineage, step, &open).await.map_err(status)?;
+        let (places, open) = (self.places(&job).await?, self.open_trainings(&job).await?);
+        let which = Which { job: &job, lineage: &lineage, step };
+        checkpoints::delete(&self.store, which, &places, &open).await.map_err(status)?;
         Ok(Response::new(proto::DeleteCheckpointResponse {}))
     }
 
@@ -194,17 +218,21 @@ impl Jobs for JobsService {
 fn submit_input(request: proto::SubmitRequest) -> Result<Input, CallError> {
     let proto::SubmitRequest { request_id, spec_json, inputs_json } = request;
     let request: RequestId = request_id.parse().map_err(|error| CallError::invalid("request_id", error))?;
-    let spec: JobSpec =
-        serde_json::from_str(&spec_json).map_err(|error| CallError::invalid("spec_json", error))?;
-    // Another client may check less than ours.
-    retort_common::spec::check(&spec).map_err(|error| CallError::invalid("spec_json", error))?;
+    let spec = decode_spec(&spec_json)?;
     let inputs: JobInputs =
         serde_json::from_str(&inputs_json).map_err(|error| CallError::invalid("inputs_json", error))?;
     let unique = uuid::Uuid::new_v4().simple().to_string();
     let job = format!("{}-{}", spec.name, &unique[..8]);
     let job = job.parse().map_err(|error| CallError::invalid("name", error))?;
-    let (spec, inputs) = (Box::new(spec), Box::new(inputs));
+    let inputs = Box::new(inputs);
     Ok(Input::Submit { job, request, spec, inputs, unix_ms: driver::unix_ms() })
+}
+
+/// Another client may check less than ours.
+fn decode_spec(json: &str) -> Result<Box<JobSpec>, CallError> {
+    let spec: JobSpec = serde_json::from_str(json).map_err(|error| CallError::invalid("spec_json", error))?;
+    retort_common::spec::check(&spec).map_err(|error| CallError::invalid("spec_json", error))?;
+    Ok(Box::new(spec))
 }
 
 /// Sends a job whenever it looks different, until it has ended or nobody listens.

@@ -1,11 +1,13 @@
 //! gRPC adapters: decode, send an input, encode. Generated types end here.
 //!
 //! - [`jobs`]: what clients ask; [`session`]: workers
+//! - `lineages`: from which states trainings go on
 //! - `checkpoints`: what lies in the store beside the artifacts of trainings; `metrics`: their steps
 //! - [`status`]: refusals as gRPC statuses, in one place
 
 mod checkpoints;
 pub mod jobs;
+mod lineages;
 mod metrics;
 pub mod session;
 
@@ -56,6 +58,9 @@ pub enum CallError {
         /// As given.
         step: u64,
     },
+    /// A state that no training can go on from.
+    #[error("{0}")]
+    NoBranch(String),
     /// A worker of another protocol.
     #[error(
         "worker speaks session protocol {theirs}, coordinator {ours}; use the same version of retort on both"
@@ -85,7 +90,10 @@ pub fn status(error: impl Into<CallError>) -> Status {
     match error {
         CallError::Refused(refusal) => match refusal {
             Refusal::RequestReused { .. } | Refusal::JobExists { .. } => Status::already_exists(text),
-            Refusal::Ended { .. } | Refusal::NotPaused { .. } => Status::failed_precondition(text),
+            Refusal::Ended { .. }
+            | Refusal::NotPaused { .. }
+            | Refusal::Respecified { .. }
+            | Refusal::NoBranch { .. } => Status::failed_precondition(text),
             Refusal::TooManyJobs { .. } => Status::resource_exhausted(text),
             Refusal::NotFound { .. } => Status::not_found(text),
             Refusal::Ambiguous { .. } => Status::invalid_argument(text),
@@ -94,7 +102,7 @@ pub fn status(error: impl Into<CallError>) -> Status {
         CallError::Stopped(_) | CallError::Store(_) => Status::unavailable(text),
         CallError::Invalid { .. } | CallError::NoHello => Status::invalid_argument(text),
         CallError::NoCheckpoint { .. } => Status::not_found(text),
-        CallError::NeededCheckpoint { .. } => Status::failed_precondition(text),
+        CallError::NeededCheckpoint { .. } | CallError::NoBranch(_) => Status::failed_precondition(text),
         CallError::Protocol { .. } => Status::failed_precondition(text),
     }
 }

@@ -3,6 +3,7 @@
 use super::{CallError, status};
 use crate::driver::Handle;
 use crate::scheduler::{Command, HelloInfo, Input};
+use retort_common::checkpoint::{Lineage, Origin, Place};
 use retort_common::cohort::Member;
 use retort_common::ids::{AttemptNumber, TaskId, WorkerId};
 use retort_common::metrics::StepReport;
@@ -240,16 +241,25 @@ fn encode(command: Command) -> Option<ToWorker> {
         Some(proto::Attempt { task: task.to_string(), attempt: attempt.0 })
     };
     Some(match command {
-        Command::Run { worker: _, attempt: number, job, task, id, stage, incarnation, cohort } => {
-            ToWorker::Run(proto::Run {
-                cohort: cohort.into_iter().map(encode_member).collect(),
-                attempt: attempt(id, number),
-                job_id: job.to_string(),
-                stage: stage.name().to_owned(),
-                task_json: serde_json::to_string(&task).expect("a task has a JSON form"),
-                incarnation,
-            })
-        }
+        Command::Run {
+            worker: _,
+            attempt: number,
+            job,
+            task,
+            id,
+            stage,
+            incarnation,
+            cohort,
+            checkpoints,
+        } => ToWorker::Run(proto::Run {
+            cohort: cohort.into_iter().map(encode_member).collect(),
+            attempt: attempt(id, number),
+            job_id: job.to_string(),
+            stage: stage.name().to_owned(),
+            task_json: serde_json::to_string(&task).expect("a task has a JSON form"),
+            incarnation,
+            checkpoints: checkpoints.map(encode_place),
+        }),
         Command::Stop { worker: _, task, attempt: number, force } => {
             ToWorker::Stop(proto::Stop { attempt: attempt(task, number), force })
         }
@@ -261,6 +271,12 @@ fn encode(command: Command) -> Option<ToWorker> {
             return None;
         }
     })
+}
+
+fn encode_place(place: Place) -> proto::CheckpointPlace {
+    let Place { job, lineage: Lineage { number: lineage, origin } } = place;
+    let (origin_lineage, origin_step) = origin.map_or((0, 0), |Origin { number, step }| (number, step));
+    proto::CheckpointPlace { job_id: job.to_string(), lineage, origin_lineage, origin_step }
 }
 
 fn encode_member(member: Member) -> proto::CohortMember {

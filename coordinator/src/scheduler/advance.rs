@@ -1,14 +1,15 @@
 //! What follows from the state alone: jobs end, plans grow, manifests are looked for, tasks are dealt.
 
 use super::cohort;
-use super::decide::end_jobs;
+use super::decide::{end_jobs, withdraw_tasks};
 use super::fact::{Fact, Outcome};
 use super::input::{Command, Decision};
 use super::place;
-use super::plan::{self, PlanContext};
+use super::plan::{self, Plan, PlanContext, PlanError};
 use super::state::{JobRecord, State, TaskStatus};
-use retort_common::ids::{AttemptNumber, JobId};
-use retort_common::task::{Stage, StageSummary};
+use retort_common::ids::{AttemptNumber, JobId, TaskId};
+use retort_common::spec::JobSpec;
+use retort_common::task::{Stage, StageSummary, Task};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Under which number manifests are written. It rises once artifacts can be condemned.
@@ -50,17 +51,7 @@ fn advance_job(state: &State, now_ms: u64, job: &JobId, record: &JobRecord, deci
 }
 
 fn plan_job(state: &State, now_ms: u64, job: &JobId, record: &JobRecord, decision: &mut Decision) {
-    let stages = || stage_summaries(state, job, record);
-    let context = PlanContext {
-        job,
-        spec: &record.spec,
-        inputs: &record.inputs,
-        digest: record.digest,
-        fingerprint: record.fingerprint.as_deref(),
-        meta: &|id| state.tasks.get(&id).filter(|_| record.tasks.contains(&id))?.meta(),
-        stages: &stages,
-    };
-    let plan = match plan::plan(&context) {
+    let plan = match plan_of(state, job, record, &record.spec) {
         Ok(plan) => plan,
         Err(error) => {
             let only = BTreeSet::from([job.clone()]);
@@ -68,7 +59,19 @@ fn plan_job(state: &State, now_ms: u64, job: &JobId, record: &JobRecord, decisio
             return end_jobs(state, now_ms, &only, Outcome::Failed, &reason, true, decision);
         }
     };
-    let tasks: Vec<_> = plan.tasks.into_iter().filter(|task| !record.tasks.contains(&task.id())).collect();
+    let planned: Vec<(TaskId, Task)> = plan.tasks.into_iter().map(|task| (task.id(), task)).collect();
+    let ids: BTreeSet<TaskId> = planned.iter().map(|(id, _)| *id).collect();
+    say_decisions(job, record, plan.decisions, decision);
+    // What ran ahead of a decision is discarded.
+    let overrun: Vec<TaskId> = record.open.iter().filter(|id| !ids.contains(*id)).copied().collect();
+    if !overrun.is_empty() {
+        decision.reason = format!("job {job} does not want {} of its tasks any more", overrun.len());
+        withdraw_tasks(state, job, &overrun, decision);
+        decision.facts.push(Fact::Dropped { job: job.clone(), tasks: overrun });
+        return;
+    }
+    let new = planned.into_iter().filter(|(id, _)| !record.tasks.contains(id));
+    let tasks: Vec<Task> = new.map(|(_, task)| task).collect();
     if tasks.is_empty() {
         let wants_fingerprint = plan.wants_fingerprint;
         decision.facts.push(Fact::Surveyed { job: job.clone(), wants_fingerprint });
@@ -77,6 +80,49 @@ fn plan_job(state: &State, now_ms: u64, job: &JobId, record: &JobRecord, decisio
     decision.reason = format!("job {job} has {} more tasks", tasks.len());
     decision.facts.push(Fact::Planned { job: job.clone(), tasks, complete: plan.complete });
     decision.commands.push(Command::JobChanged(job.clone()));
+}
+
+/// A job's plan as far as it can be known, by this spec.
+fn plan_of(state: &State, job: &JobId, record: &JobRecord, spec: &JobSpec) -> Result<Plan, PlanError> {
+    let stages = || stage_summaries(state, job, record);
+    plan::plan(&PlanContext {
+        job,
+        spec,
+        inputs: &record.inputs,
+        digest: record.digest,
+        fingerprint: record.fingerprint.as_deref(),
+        meta: &|id| state.tasks.get(&id).filter(|_| record.tasks.contains(&id))?.meta(),
+        stages: &stages,
+    })
+}
+
+/// The best evaluated step so far of each phase that is evaluated, by the seed of its trainings.
+pub(super) fn best_steps(state: &State, job: &JobId, record: &JobRecord) -> BTreeMap<u64, u32> {
+    plan_of(state, job, record, &record.spec).map(|plan| plan.best).unwrap_or_default()
+}
+
+/// Those of a job's open tasks that say something else by this spec, under the names that they have.
+pub(super) fn tasks_with(state: &State, job: &JobId, record: &JobRecord, spec: &JobSpec) -> Vec<Task> {
+    let planned = plan_of(state, job, record, spec).map(|plan| plan.tasks).unwrap_or_default();
+    let differs = |task: &Task| {
+        let id = task.id();
+        record.open.contains(&id) && state.tasks.get(&id).is_some_and(|known| known.task != *task)
+    };
+    planned.into_iter().filter(differs).collect()
+}
+
+/// Each decision goes into the job's log once.
+fn say_decisions(job: &JobId, record: &JobRecord, decisions: Vec<String>, decision: &mut Decision) {
+    let new: Vec<String> = decisions.into_iter().filter(|text| !record.decided.contains(text)).collect();
+    if new.is_empty() {
+        return;
+    }
+    for message in &new {
+        let (job, level, message) = (job.clone(), "INFO".to_owned(), message.clone());
+        let (worker, stage) = (None, Some(Stage::Train));
+        decision.commands.push(Command::Log { job, worker, stage, level, message });
+    }
+    decision.facts.push(Fact::Decided { job: job.clone(), decisions: new });
 }
 
 /// The stages of a job so far, for its report.

@@ -4,6 +4,7 @@ use super::cohort::count_bad_pair;
 use super::fact::{Fact, Outcome};
 use super::metrics;
 use super::state::{JobEnd, JobRecord, Live, State, TaskRecord, TaskStatus, WorkerRecord};
+use retort_common::checkpoint::Lineage;
 use retort_common::ids::{AttemptNumber, JobId, TaskId, WorkerId};
 use retort_common::task::{Stage, Task};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +20,10 @@ pub fn apply(state: &mut State, fact: &Fact) {
         | Fact::Planned { .. }
         | Fact::Ended { .. }
         | Fact::Paused { .. }
-        | Fact::Resumed { .. } => {
+        | Fact::Resumed { .. }
+        | Fact::Respecified { .. }
+        | Fact::Dropped { .. }
+        | Fact::Decided { .. } => {
             apply_to_job(state, fact);
         }
         Fact::WorkerUp { .. }
@@ -42,6 +46,7 @@ pub fn apply(state: &mut State, fact: &Fact) {
         | Fact::Retried { .. }
         | Fact::Lost { .. }
         | Fact::TaskFailed { .. }
+        | Fact::Branched { .. }
         | Fact::Withdrawn { .. } => apply_to_task(state, fact),
         Fact::Probing { task } => with_live(state, *task, |live| live.probing = true),
         Fact::Absent { task } => {
@@ -95,6 +100,7 @@ fn apply_to_job(state: &mut State, fact: &Fact) {
                 rows_planned: false,
                 replan: true,
                 wants_fingerprint: false,
+                decided: BTreeSet::new(),
             };
             state.jobs.insert(job.clone(), record);
             state.live.insert(order, job.clone());
@@ -114,6 +120,17 @@ fn apply_to_job(state: &mut State, fact: &Fact) {
             state.clock_ms = state.clock_ms.max(*at_ms);
         }
         Fact::Planned { job, tasks, complete } => add_tasks(state, job, tasks, *complete),
+        Fact::Respecified { job, spec } => {
+            if let Some(job) = state.jobs.get_mut(job) {
+                job.spec = (**spec).clone();
+            }
+        }
+        Fact::Dropped { job, tasks } => drop_tasks(state, job, tasks),
+        Fact::Decided { job, decisions } => {
+            if let Some(job) = state.jobs.get_mut(job) {
+                job.decided.extend(decisions.iter().cloned());
+            }
+        }
         Fact::Ended { job, outcome, reason, at_ms } => end_job(state, job, *outcome, reason, *at_ms),
         _ => {}
     }
@@ -179,7 +196,24 @@ fn new_task(task: &Task) -> TaskRecord {
         failures: Vec::new(),
         not_before_ms: 0,
         losses: 0,
+        home: None,
+        lineage: Lineage::FIRST,
         live: Live::default(),
+    }
+}
+
+/// Tasks that a job does not want any more. What others want of them goes on.
+fn drop_tasks(state: &mut State, job: &JobId, tasks: &[TaskId]) {
+    for id in tasks {
+        if let Some(record) = state.jobs.get_mut(job) {
+            record.tasks.remove(id);
+            record.open.remove(id);
+            record.replan |= !record.complete_plan;
+        }
+        if let Some(task) = state.tasks.get_mut(id) {
+            task.jobs.remove(job);
+        }
+        state.reindex(*id);
     }
 }
 
@@ -212,6 +246,7 @@ fn apply_to_task(state: &mut State, fact: &Fact) {
         Fact::Started { task, attempt, worker, job, cohort, at_ms } => {
             let Some(record) = state.tasks.get_mut(task) else { return };
             record.attempts = attempt.0;
+            record.home.get_or_insert_with(|| job.clone());
             let (stage, live) = (record.stage, std::mem::take(&mut record.live));
             let (worker, cohort) = (worker.clone(), cohort.clone());
             let running = TaskStatus::Running { attempt: *attempt, worker, job: job.clone(), cohort };
@@ -262,6 +297,11 @@ fn apply_to_task(state: &mut State, fact: &Fact) {
             set_status(state, *task, TaskStatus::Unprobed);
         }
         Fact::Withdrawn { task, .. } => set_status(state, *task, TaskStatus::Unprobed),
+        Fact::Branched { task, lineage } => {
+            if let Some(record) = state.tasks.get_mut(task) {
+                record.lineage = *lineage;
+            }
+        }
         Fact::TaskFailed { task, message, .. } => {
             set_status(state, *task, TaskStatus::Failed { message: message.clone() });
         }
@@ -315,8 +355,12 @@ fn set_status(state: &mut State, id: TaskId, status: TaskStatus) {
             let Some(job) = state.jobs.get_mut(&job) else { continue };
             job.open.remove(&id);
             // A plan is costly, so it is made again only after a task whose meta it waits for.
-            let tells =
-                stage == Stage::Shard || (stage == Stage::Embed && !job.rows_planned) || job.open.is_empty();
+            let tells = match stage {
+                Stage::Shard => true,
+                Stage::Embed => !job.rows_planned,
+                Stage::Evaluate => job.spec.decides(),
+                _ => false,
+            } || job.open.is_empty();
             job.replan |= tells && job.end.is_none() && !job.complete_plan;
         }
     }

@@ -46,6 +46,7 @@ pub(super) fn run(
         stage: record.stage,
         incarnation: super::INCARNATION,
         cohort: cohort.to_vec(),
+        checkpoints: record.cohort_limit().map(|_| record.place(job)),
     }
 }
 

@@ -8,10 +8,11 @@ use super::metrics;
 use super::place;
 use super::sessions;
 use super::state::{State, TaskRecord, TaskStatus};
+use retort_common::checkpoint::{self, Origin};
 use retort_common::ids::{AttemptNumber, Digest, JobId, RequestId, TaskId, WorkerId};
 use retort_common::metrics::StepReport;
-use retort_common::spec::JobSpec;
 use retort_common::spec::inputs::JobInputs;
+use retort_common::spec::{self, Difference, JobSpec};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -36,7 +37,8 @@ pub fn decide(state: &State, now_ms: u64, input: Input) -> Decision {
             submit(state, now_ms, job, request, spec, inputs, unix_ms)
         }
         Input::Cancel { job, force } => cancel(state, now_ms, &job, force),
-        Input::Pause { job, resume } => pause(state, now_ms, &job, resume),
+        Input::Pause { job } => pause(state, now_ms, &job),
+        Input::Resume { job, branches, spec } => resume(state, now_ms, &job, branches, spec),
         Input::WorkerHello { worker, session, info } => sessions::hello(state, now_ms, worker, session, info),
         Input::WorkerGone { worker, session } => sessions::gone(state, now_ms, &worker, session),
         Input::Beat { worker, session } => sessions::heard(state, now_ms, &worker, session),
@@ -175,29 +177,81 @@ fn cancel(state: &State, now_ms: u64, job: &JobId, force: bool) -> Decision {
     decision
 }
 
-fn pause(state: &State, now_ms: u64, job: &JobId, resume: bool) -> Decision {
+fn pause(state: &State, now_ms: u64, job: &JobId) -> Decision {
     let refusal = match state.jobs.get(job) {
         None => Some(Refusal::NotFound { text: job.to_string() }),
-        Some(record) if record.end.is_some() => Some(Refusal::Ended { job: job.clone() }),
-        Some(record) if resume && !record.paused => Some(Refusal::NotPaused { job: job.clone() }),
-        Some(_) => None,
+        Some(record) => record.end.is_some().then(|| Refusal::Ended { job: job.clone() }),
     };
     if let Some(refusal) = refusal {
-        return reply(Err(refusal), "no job to pause or resume");
+        return reply(Err(refusal), "no job to pause");
     }
-    let mut decision = reply(Ok(Reply::Paused { job: job.clone() }), "paused or resumed by a client");
-    let (job_id, at_ms) = (job.clone(), now_ms);
-    if resume {
-        decision.facts.push(Fact::Resumed { job: job_id, at_ms });
-        decision.commands.push(job_log(job, "INFO", format!("job {job} goes on")));
-    } else if state.jobs.get(job).is_some_and(|record| !record.paused) {
-        decision.facts.push(Fact::Paused { job: job_id, at_ms });
+    let mut decision = reply(Ok(Reply::Paused { job: job.clone() }), "paused by a client");
+    if state.jobs.get(job).is_some_and(|record| !record.paused) {
+        decision.facts.push(Fact::Paused { job: job.clone(), at_ms: now_ms });
         decision.commands.push(job_log(job, "INFO", format!("job {job} is paused")));
         // What no job that goes on wants is stopped; a training leaves a checkpoint.
         let paused = state.jobs.iter().filter(|(id, record)| record.paused || *id == job);
         let paused: BTreeSet<_> = paused.map(|(id, _)| id.clone()).collect();
         withdraw(state, &paused, false, &mut decision);
     }
+    decision.commands.push(Command::JobChanged(job.clone()));
+    decision
+}
+
+/// Lets a paused job go on, as it is or with another spec, its trainings from where they are or from other states.
+fn resume(
+    state: &State,
+    now_ms: u64,
+    job: &JobId,
+    branches: Vec<(TaskId, Option<Origin>)>,
+    spec: Option<Box<JobSpec>>,
+) -> Decision {
+    let refuse = |refusal| reply(Err(refusal), "a job that cannot be resumed so");
+    let Some(record) = state.jobs.get(job) else {
+        return refuse(Refusal::NotFound { text: job.to_string() });
+    };
+    if record.end.is_some() {
+        return refuse(Refusal::Ended { job: job.clone() });
+    }
+    if !record.paused {
+        return refuse(Refusal::NotPaused { job: job.clone() });
+    }
+    let mut decision = reply(Ok(Reply::Paused { job: job.clone() }), "resumed by a client");
+    if let Some(mut spec) = spec {
+        // The job has its name already.
+        spec.name.clone_from(&record.spec.name);
+        let all = spec::differences(&record.spec, &spec);
+        let (changing, harmless): (Vec<_>, Vec<_>) = all.into_iter().partition(Difference::changes_results);
+        if !changing.is_empty() {
+            let differences = changing.iter().map(ToString::to_string).collect();
+            return refuse(Refusal::Respecified { job: job.clone(), differences });
+        }
+        for difference in &harmless {
+            decision.commands.push(job_log(job, "INFO", format!("the spec changes: {difference}")));
+        }
+        // The tasks keep their names and have the new settings.
+        let tasks = advance::tasks_with(state, job, record, &spec);
+        decision.facts.push(Fact::Respecified { job: job.clone(), spec });
+        if !tasks.is_empty() {
+            decision.facts.push(Fact::Planned { job: job.clone(), tasks, complete: record.complete_plan });
+        }
+    }
+    for (task, origin) in branches {
+        let known = state
+            .tasks
+            .get(&task)
+            .filter(|known| known.jobs.contains(job) && !known.is_done() && known.members().next().is_none());
+        let Some(known) = known else { return refuse(Refusal::NoBranch { task, job: job.clone() }) };
+        let lineage = known.lineage.next(origin);
+        let from = origin.map_or("its beginning".to_owned(), |origin| {
+            format!("step {} of lineage {}", origin.step, checkpoint::lineage(task, origin.number))
+        });
+        let name = checkpoint::lineage(task, lineage.number);
+        log(&mut decision, known, None, "INFO", format!("lineage {name} begins with {from}"));
+        decision.facts.push(Fact::Branched { task, lineage });
+    }
+    decision.facts.push(Fact::Resumed { job: job.clone(), at_ms: now_ms });
+    decision.commands.push(job_log(job, "INFO", format!("job {job} goes on")));
     decision.commands.push(Command::JobChanged(job.clone()));
     decision
 }
@@ -226,13 +280,31 @@ pub(super) fn end_jobs(
     }
 }
 
+/// Stops those of some running tasks that no other job wants.
+pub(super) fn withdraw_tasks(state: &State, job: &JobId, tasks: &[TaskId], decision: &mut Decision) {
+    for id in tasks {
+        let Some(record) = state.tasks.get(id) else { continue };
+        let TaskStatus::Running { attempt, .. } = &record.status else { continue };
+        if !is_wanted(state, record, &BTreeSet::from([job.clone()])) {
+            decision.facts.push(Fact::Withdrawn { task: *id, attempt: *attempt });
+            cohort::stop_others(state, *id, None, true, decision);
+        }
+    }
+}
+
+/// Whether a job that goes on, and is none of these, wants a task.
+fn is_wanted(state: &State, record: &TaskRecord, but: &BTreeSet<JobId>) -> bool {
+    let goes_on = |job: &JobId| state.jobs.get(job).is_some_and(|record| !record.paused);
+    record.jobs.iter().any(|job| !but.contains(job) && goes_on(job))
+}
+
 /// Stops the running tasks that no other job wants.
 fn withdraw(state: &State, jobs: &BTreeSet<JobId>, force: bool, decision: &mut Decision) {
     let running: BTreeSet<TaskId> = state.running.values().flatten().map(|(id, _)| *id).collect();
     for id in &running {
         let Some(record) = state.tasks.get(id) else { continue };
         let TaskStatus::Running { attempt, .. } = &record.status else { continue };
-        if record.jobs.is_empty() || !record.jobs.is_subset(jobs) {
+        if record.jobs.is_empty() || is_wanted(state, record, jobs) {
             continue;
         }
         // The decision may have dealt with the task already.
@@ -405,6 +477,8 @@ fn stepped(
         let message = format!("{} task {task:?}: {message}", record.stage);
         cohort::stop_others(state, task, None, true, &mut decision);
         fail_task(state, now_ms, (task, *attempt), worker, message, &mut decision);
+        // Nobody knows which state is right, the checkpoints' included: another job begins anew.
+        decision.facts.push(Fact::Branched { task, lineage: record.lineage.next(None) });
         return decision;
     }
     decision.facts.push(Fact::Stepped { task, lineage, worker, steps, at_ms: now_ms });

@@ -1,5 +1,6 @@
 //! What has happened.
 
+use retort_common::checkpoint::Lineage;
 use retort_common::cohort::Member;
 use retort_common::ids::{AttemptNumber, Digest, JobId, RequestId, TaskId, WorkerId};
 use retort_common::metrics::StepReport;
@@ -178,6 +179,35 @@ pub enum Fact {
         job: JobId,
         /// Uptime.
         at_ms: u64,
+    },
+
+    /// A training goes on in another lineage.
+    Branched {
+        /// The task.
+        task: TaskId,
+        /// The lineage.
+        lineage: Lineage,
+    },
+    /// A client changed keys of a job's spec that change no result.
+    Respecified {
+        /// The job.
+        job: JobId,
+        /// The spec as it is now.
+        spec: Box<JobSpec>,
+    },
+    /// Measurements decided against tasks of a job.
+    Dropped {
+        /// The job.
+        job: JobId,
+        /// The tasks that it does not want any more.
+        tasks: Vec<TaskId>,
+    },
+    /// Decisions from measurements were told.
+    Decided {
+        /// The job.
+        job: JobId,
+        /// Each in words.
+        decisions: Vec<String>,
     },
 
     /// A worker's session is up.
@@ -391,8 +421,12 @@ impl Fact {
             | Fact::Withdrawn { .. }
             | Fact::Paused { .. }
             | Fact::Resumed { .. }
+            | Fact::Branched { .. }
+            | Fact::Respecified { .. }
+            | Fact::Dropped { .. }
             | Fact::Ended { .. } => true,
             Fact::WorkerUp { .. }
+            | Fact::Decided { .. }
             | Fact::WorkerDown { .. }
             | Fact::WorkerForgotten { .. }
             | Fact::Heard { .. }

@@ -1,6 +1,7 @@
 //! What comes in and what goes out.
 
 use super::fact::Fact;
+use retort_common::checkpoint::{Origin, Place};
 use retort_common::cohort::Member;
 use retort_common::ids::{AttemptNumber, Digest, JobId, RequestId, TaskId, WorkerId};
 use retort_common::metrics::StepReport;
@@ -53,12 +54,20 @@ pub enum Input {
         /// Stop at once.
         force: bool,
     },
-    /// A client pauses a job or lets it go on.
+    /// A client pauses a job.
     Pause {
         /// The job.
         job: JobId,
-        /// Whether it is to go on.
-        resume: bool,
+    },
+    /// A client lets a paused job go on.
+    Resume {
+        /// The job.
+        job: JobId,
+        /// Trainings that go on in another lineage, and what that begins with: a checkpoint, or the training's own
+        /// beginning.
+        branches: Vec<(TaskId, Option<Origin>)>,
+        /// A spec that may differ in keys that change no result; that of the job without one.
+        spec: Option<Box<JobSpec>>,
     },
     /// A worker opens a session.
     WorkerHello {
@@ -227,6 +236,8 @@ pub enum Command {
         incarnation: u32,
         /// The cohort it is a member of; nobody where it is alone or stands by.
         cohort: Vec<Member>,
+        /// Where a training's checkpoints lie.
+        checkpoints: Option<Place>,
     },
     /// Have a worker stop an attempt.
     Stop {
@@ -317,6 +328,26 @@ pub enum Refusal {
     #[error("job {job} has ended; submit it again")]
     Ended {
         /// The job.
+        job: JobId,
+    },
+    /// A spec that would give another result.
+    #[error(
+        "the spec of job {job} cannot change in {}: that gives another result; submit it as a job of its own, or \
+         resume without these changes",
+        differences.join(", ")
+    )]
+    Respecified {
+        /// The job.
+        job: JobId,
+        /// The keys, with their values.
+        differences: Vec<String>,
+    },
+    /// A training that cannot branch off.
+    #[error("training {task:?} is in work for job {job}, or done: it cannot go on from another state")]
+    NoBranch {
+        /// The training.
+        task: TaskId,
+        /// For whom.
         job: JobId,
     },
     /// A job that is not paused.

@@ -169,12 +169,13 @@ pub fn steps(
     shown.take(limit).map(|((step, record), _)| (*step, record.clone())).collect()
 }
 
-/// The lineages of a training that have told something, the newest last; the first one where none has.
+/// The lineages of a training that have told something, the newest last; the one that goes on where none has.
 pub fn lineages(state: &State, task: TaskId) -> Vec<String> {
     let mut names: Vec<String> =
         state.metrics.get(&task).into_iter().flat_map(BTreeMap::keys).cloned().collect();
     if names.is_empty() {
-        names.push(lineage(task, 1));
+        let number = state.tasks.get(&task).map_or(1, |record| record.lineage.number);
+        names.push(lineage(task, number));
     }
     // Later ones have larger numbers behind the same name.
     names.sort_by_key(|name| (name.len(), name.clone()));

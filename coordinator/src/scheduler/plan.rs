@@ -7,10 +7,12 @@
 //! 5. when all of that is done, the report
 //!
 //! - [`students`]: rows in step order, training, vectors and export of a student
+//! - [`parts`]: the parts of a phase, and what measurements decide
 //! - [`baselines`]: rows of PCA and quantisers
 //! - [`rows`]: the report and its rows
 
 mod baselines;
+mod parts;
 mod quantised;
 mod rows;
 mod students;
@@ -56,6 +58,10 @@ pub struct Plan {
     pub complete: bool,
     /// Whether a fingerprint would let the plan go on.
     pub wants_fingerprint: bool,
+    /// What was measured and decided, in words.
+    pub decisions: Vec<String>,
+    /// The best evaluated step so far, by the seed of the trainings of its phase.
+    pub best: BTreeMap<u64, u32>,
 }
 
 /// Why a job cannot be planned.
@@ -108,6 +114,14 @@ pub enum PlanError {
     UnknownSource {
         /// The name.
         name: String,
+    },
+    /// A measurement that decides and is none.
+    #[error(
+        "{metric} is not defined on the dev sets: nothing can be chosen by it; put another first in evaluate.metrics"
+    )]
+    NoFigure {
+        /// The metric.
+        metric: String,
     },
     /// A key that this kind of student needs.
     #[error("student {student:?}: {key} is missing")]
@@ -169,11 +183,19 @@ impl Planner<'_, '_> {
             .then(|| self.fit_pca(&base, &base.teacher));
         let mut trained: BTreeMap<&str, Trained> = BTreeMap::new();
         for student in &spec.student {
+            // What stands on a student that is not decided on waits for that.
+            let earlier = spec.student.iter().take_while(|other| other.name != student.name);
+            let mut open = earlier.filter(|other| !trained.contains_key(other.name.as_str()));
+            if open.any(|other| stands_on(spec, student, &other.name)) {
+                continue;
+            }
             let planned = match student.kind {
                 StudentKind::Quantised => self.quantised(&base, student, dim, &trained)?,
                 _ => self.student(&base, student, dim, pca.as_ref(), &trained)?,
             };
-            trained.insert(&student.name, planned);
+            if let Some(planned) = planned {
+                trained.insert(&student.name, planned);
+            }
         }
         let mut rows = vec![self.dense_row(&base, "teacher", "teacher", &base.teacher, None)];
         rows.extend(self.teacher_baselines(&base, dim, &pca_dims)?);
@@ -471,6 +493,16 @@ fn mines(phase: &PhaseSpec) -> bool {
 /// What a phase's negatives are mined from.
 fn sources<'s>(spec: &'s JobSpec, phase: &'s PhaseSpec) -> &'s [MiningSource] {
     phase.negatives_from.as_deref().unwrap_or(&spec.mining.from)
+}
+
+/// Whether a student needs an earlier one.
+fn stands_on(spec: &JobSpec, student: &StudentSpec, name: &str) -> bool {
+    let of_phase = |phase: &PhaseSpec| {
+        let mined = sources(spec, phase).iter();
+        let mut mined = mined.filter(|_| mines(phase));
+        phase.signal == name || mined.any(|source| *source == MiningSource::Student(name.to_owned()))
+    };
+    student.init == name || student.on.as_deref() == Some(name) || student.phase.iter().any(of_phase)
 }
 
 fn starts_from_pca(student: &StudentSpec) -> bool {

@@ -3,6 +3,7 @@
 use super::fact::Outcome;
 use super::input::Refusal;
 use super::metrics::Lineages;
+use retort_common::checkpoint::{Lineage, Place};
 use retort_common::cohort::{self, Member};
 use retort_common::ids::{AttemptNumber, Digest, JobId, RequestId, TaskId, WorkerId};
 use retort_common::spec::JobSpec;
@@ -80,6 +81,8 @@ pub struct JobRecord {
     pub replan: bool,
     /// Whether planning waits for a fingerprint. Volatile.
     pub wants_fingerprint: bool,
+    /// Decisions from measurements that were told. Volatile.
+    pub decided: BTreeSet<String>,
 }
 
 /// How a job ended.
@@ -118,6 +121,10 @@ pub struct TaskRecord {
     pub not_before_ms: u64,
     /// Attempts lost with their sessions.
     pub losses: u32,
+    /// The job that it was first begun for, under which a training's checkpoints lie.
+    pub home: Option<JobId>,
+    /// Which of a training's histories goes on.
+    pub lineage: Lineage,
     /// What is known of its attempt only while this process lives.
     pub live: Live,
 }
@@ -274,6 +281,11 @@ impl TaskRecord {
         cohort::units(&self.task).unwrap_or(cohort::Units { microbatches: 1, block: 1 })
     }
 
+    /// Where a training's checkpoints lie; those of one that has not begun will lie under `job`.
+    pub fn place(&self, job: &JobId) -> Place {
+        Place { job: self.home.as_ref().unwrap_or(job).clone(), lineage: self.lineage }
+    }
+
     /// Whether it is done without work on behalf of `job`.
     pub fn is_cached_for(&self, job: &JobId) -> bool {
         matches!(&self.status, TaskStatus::Done { made_for, .. } if made_for.as_ref() != Some(job))
@@ -333,6 +345,7 @@ impl State {
         state.metrics.clear();
         for job in state.jobs.values_mut() {
             (job.replan, job.wants_fingerprint) = (job.end.is_none() && !job.complete_plan, false);
+            job.decided.clear();
         }
         let ids: Vec<_> = state.tasks.keys().copied().collect();
         for id in ids {

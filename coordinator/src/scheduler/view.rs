@@ -1,13 +1,14 @@
 //! Jobs and workers as people see them.
 
-use super::advance::stage_summaries;
+use super::advance::{best_steps, stage_summaries};
 use super::fact::Outcome;
 use super::place;
 use super::state::{JobRecord, State, TaskRecord, TaskStatus};
+use retort_common::checkpoint::Place;
 use retort_common::ids::{JobId, TaskId, WorkerId};
-use retort_common::task::Stage;
+use retort_common::task::{Stage, Task};
 use retort_common::view::{JobState, JobView, StageView, WorkerView};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A training that is done.
@@ -35,14 +36,40 @@ pub fn trainings(state: &State, id: &JobId) -> Vec<Training> {
     state.jobs.get(id).into_iter().flat_map(|job| &job.tasks).filter_map(of).collect()
 }
 
-/// A job's trainings that are not done and may go on.
-pub fn open_trainings(state: &State, id: &JobId) -> BTreeSet<TaskId> {
-    let Some(job) = state.jobs.get(id).filter(|job| job.end.is_none()) else { return BTreeSet::new() };
-    let open = |id: &&TaskId| {
-        let record = state.tasks.get(id);
-        record.is_some_and(|record| record.stage == Stage::Train && record.meta().is_none())
+/// A training that is not done and may go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenTraining {
+    /// Its task.
+    pub task: TaskId,
+    /// Where its checkpoints lie.
+    pub place: Place,
+    /// The step that it begins with.
+    pub first: u64,
+    /// The best evaluated step of its phase so far; none where nothing is evaluated yet.
+    pub best: Option<u64>,
+}
+
+/// A job's trainings that some job still wants and that are not done.
+pub fn open_trainings(state: &State, id: &JobId) -> Vec<OpenTraining> {
+    let Some(job) = state.jobs.get(id) else { return Vec::new() };
+    let best = best_steps(state, id, job);
+    let open = |task: &TaskId| {
+        let record = state.tasks.get(task).filter(|record| !record.is_done() && !record.jobs.is_empty())?;
+        let Task::Train { seed, span, .. } = &record.task else { return None };
+        let (first, best) =
+            (span.map_or(0, |span| span.first.into()), best.get(seed).copied().map(u64::from));
+        Some(OpenTraining { task: *task, place: record.place(id), first, best })
     };
-    job.tasks.iter().filter(open).copied().collect()
+    job.tasks.iter().filter_map(open).collect()
+}
+
+/// Where the checkpoints of each of a job's trainings lie.
+pub fn places(state: &State, id: &JobId) -> BTreeMap<TaskId, Place> {
+    let of = |task: &TaskId| {
+        let record = state.tasks.get(task).filter(|record| record.stage == Stage::Train)?;
+        Some((*task, record.place(id)))
+    };
+    state.jobs.get(id).into_iter().flat_map(|job| &job.tasks).filter_map(of).collect()
 }
 
 /// A job as it stands. Where its report lies is known to whoever has the store.

@@ -1,6 +1,7 @@
 //! A scheduler with simulated workers. After every step the safety rules are checked.
 
 use crate::sample;
+use retort_common::checkpoint::{Origin, Place};
 use retort_common::cohort;
 use retort_common::ids::{AttemptNumber, JobId, TaskId, WorkerId};
 use retort_common::metrics::StepReport;
@@ -28,6 +29,8 @@ pub struct Cluster {
     pub hands: BTreeMap<WorkerId, BTreeMap<Attempt, Task>>,
     pub sessions: BTreeMap<WorkerId, u64>,
     pub runs: Vec<(WorkerId, Attempt)>,
+    /// Where the checkpoints of trainings lie, as workers were told last.
+    pub places: BTreeMap<TaskId, Place>,
     pub stops: Vec<(WorkerId, Attempt, bool)>,
     pub settled: Vec<(WorkerId, Attempt)>,
     /// Manifests in the store.
@@ -58,6 +61,7 @@ impl Cluster {
             hands: BTreeMap::new(),
             sessions: BTreeMap::new(),
             runs: Vec::new(),
+            places: BTreeMap::new(),
             stops: Vec::new(),
             settled: Vec::new(),
             store: BTreeMap::new(),
@@ -113,8 +117,10 @@ impl Cluster {
     fn carry_out(&mut self, command: Command) {
         match command {
             Command::Probe(artifacts) => self.probes.extend(artifacts.iter().map(|artifact| artifact.task)),
-            Command::Run { worker, attempt, task, id, cohort: members, .. } => {
+            Command::Run { worker, attempt, task, id, cohort: members, checkpoints, .. } => {
                 self.runs.push((worker.clone(), (id, attempt)));
+                assert_eq!(checkpoints.is_some(), cohort::limit(&task).is_some());
+                checkpoints.into_iter().for_each(|place| drop(self.places.insert(id, place)));
                 if !self.sessions.contains_key(&worker) {
                     return;
                 }
@@ -163,6 +169,17 @@ impl Cluster {
         self.feed(Input::Cancel { job: job.clone(), force }).unwrap().unwrap();
     }
 
+    /// A paused job goes on, trainings from other states, by another spec.
+    pub fn resume(
+        &mut self,
+        job: &JobId,
+        branches: &[(TaskId, Option<Origin>)],
+        spec: Option<JobSpec>,
+    ) -> Result<Reply, Refusal> {
+        let (job, branches, spec) = (job.clone(), branches.to_vec(), spec.map(Box::new));
+        self.feed(Input::Resume { job, branches, spec }).unwrap()
+    }
+
     /// A worker dials and says what it has in hand.
     pub fn hello(&mut self, name: &str, fingerprint: &str) {
         self.next_session += 1;
@@ -196,10 +213,15 @@ impl Cluster {
 
     /// A worker reports that an attempt is done.
     pub fn finish(&mut self, name: &str, attempt: Attempt) {
+        self.finish_with(name, attempt, None);
+    }
+
+    /// The same with something else than usual in the manifest.
+    pub fn finish_with(&mut self, name: &str, attempt: Attempt, meta: Option<Value>) {
         let Some(task) = self.hands.get(&worker(name)).and_then(|hand| hand.get(&attempt)).cloned() else {
             return;
         };
-        let meta = sample::meta(&task);
+        let meta = meta.unwrap_or_else(|| sample::meta(&task));
         self.store.insert(attempt.0, meta.clone());
         let Some(session) = self.sessions.get(&worker(name)).copied() else { return };
         let (task, attempt, worker) = (attempt.0, attempt.1, worker(name));

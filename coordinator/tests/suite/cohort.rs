@@ -2,8 +2,10 @@
 
 use crate::cluster::{Attempt, Cluster, DETECTION_MS, worker};
 use crate::sample;
+use retort_common::checkpoint::{Lineage, Origin, Place};
 use retort_common::ids::JobId;
 use retort_common::metrics::{StepPoint, StepReport, StepTiming};
+use retort_common::task::Task;
 use retort_common::view::JobState;
 use retort_coordinator::scheduler::{Fact, Input, Outcome, Refusal, metrics, view};
 
@@ -340,8 +342,10 @@ fn cancelling_stops_members_and_those_that_stand_by() {
 #[test]
 fn a_paused_job_gets_no_work_until_it_is_resumed() {
     let (mut cluster, job) = training(&["w1", "w2"]);
-    let pause =
-        |cluster: &mut Cluster, resume| cluster.feed(Input::Pause { job: job.clone(), resume }).unwrap();
+    let pause = |cluster: &mut Cluster, resume| match resume {
+        true => cluster.resume(&job, &[], None),
+        false => cluster.feed(Input::Pause { job: job.clone() }).unwrap(),
+    };
     assert!(matches!(pause(&mut cluster, true), Err(Refusal::NotPaused { .. })));
     let stops = cluster.stops.len();
     pause(&mut cluster, false).unwrap();
@@ -423,4 +427,85 @@ fn a_step_that_comes_again_with_other_figures_fails_the_job_as_diverged() {
     for word in ["DIVERGED", "step 1 ", "loss 0.75 for 0.5", "worker w2", "worker w1"] {
         assert!(reason.contains(word), "no {word:?} in {reason}");
     }
+}
+
+#[test]
+fn a_training_that_another_job_takes_over_goes_on_where_it_is() {
+    let (mut cluster, job) = training(&["w1"]);
+    let (task, _) = cluster.cohort().unwrap().0;
+    assert_eq!(cluster.places[&task], Place { job: job.clone(), lineage: Lineage::FIRST });
+    cluster.cancel(&job, false);
+    cluster.end_stopped();
+    let other = cluster.submit("k", sample::full("j", 1));
+    cluster.work_until_training();
+    assert_eq!(cluster.places[&task].job, job, "its checkpoints lie where they lay");
+    assert_eq!(view::places(&cluster.state, &other)[&task].job, job);
+    check_end(cluster, &other);
+}
+
+#[test]
+fn a_paused_training_branches_off_into_another_lineage() {
+    let (mut cluster, job) = training(&["w1"]);
+    let (task, _) = cluster.cohort().unwrap().0;
+    let origin = Some(Origin { number: 1, step: 4 });
+    let refused = |cluster: &mut Cluster| {
+        let refusal = cluster.resume(&job, &[(task, origin)], None).unwrap_err();
+        matches!(refusal, Refusal::NotPaused { .. } | Refusal::NoBranch { .. })
+    };
+    assert!(refused(&mut cluster), "it is in work");
+    cluster.feed(Input::Pause { job: job.clone() });
+    cluster.end_stopped();
+    // Another job takes it over: its state is in a worker's memory.
+    let other = cluster.submit("k", sample::full("j", 1));
+    cluster.work_until_training();
+    assert!(refused(&mut cluster), "it is in work for another job");
+    cluster.cancel(&other, false);
+    cluster.end_stopped();
+    cluster.resume(&job, &[(task, origin)], None).unwrap();
+    cluster.work_until_training();
+    assert_eq!(cluster.places[&task].lineage, Lineage { number: 2, origin });
+    cluster.restart();
+    assert_eq!(cluster.state.tasks[&task].lineage, Lineage { number: 2, origin });
+    cluster.check_replay();
+}
+
+#[test]
+fn a_diverged_training_begins_anew_for_the_next_job() {
+    let (mut cluster, job) = training(&["w1", "w2"]);
+    cluster.get_ready();
+    let (attempt, _) = cluster.cohort().unwrap();
+    cluster.tell("w1", attempt, "l", vec![told(1, 0.5)]);
+    cluster.tell("w2", attempt, "l", vec![told(1, 0.75)]);
+    assert_eq!(cluster.outcome(&job), Some(Outcome::Failed));
+    cluster.end_stopped();
+    let other = cluster.submit("k", sample::full("j", 1));
+    cluster.work_until_training();
+    assert_eq!(cluster.places[&attempt.0].lineage, Lineage { number: 2, origin: None });
+    check_end(cluster, &other);
+}
+
+#[test]
+fn a_resumed_job_may_change_what_changes_no_result_and_nothing_else() {
+    let (mut cluster, job) = training(&["w1"]);
+    let (task, _) = cluster.cohort().unwrap().0;
+    cluster.feed(Input::Pause { job: job.clone() });
+    cluster.end_stopped();
+    let mut spec = sample::full("another-name", 1);
+    spec.student[0].phase[0].keep_last = 7;
+    spec.student[0].phase[0].checkpoint_every = 3;
+    let mut other = spec.clone();
+    (other.seed, other.student[0].phase[0].batch) = (9, 8);
+    let refusal = cluster.resume(&job, &[], Some(other)).unwrap_err().to_string();
+    for word in ["seed (9, was 1)", "student.0.phase.0.batch (8, was 4)", "another result"] {
+        assert!(refusal.contains(word), "no {word:?} in {refusal}");
+    }
+    assert!(!refusal.contains("keep_last") && !refusal.contains("name"), "{refusal}");
+    cluster.resume(&job, &[], Some(spec)).unwrap();
+    cluster.work_until_training();
+    let Some(Task::Train { phase, .. }) = cluster.hands[&worker("w1")].values().next() else {
+        panic!("no training")
+    };
+    assert_eq!((phase.keep_last, phase.checkpoint_every), (7, 3));
+    assert_eq!(cluster.first("w1").unwrap().0, task, "it is the same task");
+    check_end(cluster, &job);
 }

@@ -38,30 +38,36 @@ struct Value {
 
 /// The file of one phase's curve; TensorBoard wants "tfevents" in its name.
 pub fn event_file(steps: &[StepPoint]) -> Vec<u8> {
-    let mut file = Vec::new();
-    record(&mut file, &Event { file_version: Some(VERSION.to_owned()), ..Event::default() });
-    for StepPoint { step, loss, terms, learning_rate, gradient_norm } in steps {
-        let scalar = |tag: String, value: f64| Value { tag, simple_value: Some(value as f32) };
-        let mut value = vec![
-            scalar("loss".to_owned(), *loss),
-            scalar("learning_rate".to_owned(), *learning_rate),
-            scalar("gradient_norm".to_owned(), *gradient_norm),
-        ];
-        value.extend(terms.iter().map(|(name, term)| scalar(format!("loss/{name}"), *term)));
-        let step = i64::try_from(*step).unwrap_or(i64::MAX);
-        record(&mut file, &Event { step, summary: Some(Summary { value }), ..Event::default() });
-    }
-    file
+    let events = steps.iter().flat_map(|point| step_event(point, Vec::new()));
+    file_version().into_iter().chain(events).collect()
+}
+
+/// The record that a file begins with.
+pub fn file_version() -> Vec<u8> {
+    record(&Event { file_version: Some(VERSION.to_owned()), ..Event::default() })
+}
+
+/// The record of a step, with more scalars by tag than the curve has.
+pub fn step_event(point: &StepPoint, more: Vec<(String, f64)>) -> Vec<u8> {
+    let StepPoint { step, loss, terms, learning_rate, gradient_norm } = point;
+    let scalar = |tag: String, value: f64| Value { tag, simple_value: Some(value as f32) };
+    let mut value = vec![
+        scalar("loss".to_owned(), *loss),
+        scalar("learning_rate".to_owned(), *learning_rate),
+        scalar("gradient_norm".to_owned(), *gradient_norm),
+    ];
+    value.extend(terms.iter().map(|(name, term)| scalar(format!("loss/{name}"), *term)));
+    value.extend(more.into_iter().map(|(tag, value)| scalar(tag, value)));
+    let step = i64::try_from(*step).unwrap_or(i64::MAX);
+    record(&Event { step, summary: Some(Summary { value }), ..Event::default() })
 }
 
 /// Length, its sum, the event, its sum.
-fn record(file: &mut Vec<u8>, event: &Event) {
+fn record(event: &Event) -> Vec<u8> {
     let data = prost::Message::encode_to_vec(event);
     let length = (data.len() as u64).to_le_bytes();
-    file.extend(length);
-    file.extend(masked(&length).to_le_bytes());
-    file.extend(&data);
-    file.extend(masked(&data).to_le_bytes());
+    let (of_length, of_data) = (masked(&length).to_le_bytes(), masked(&data).to_le_bytes());
+    [&length[..], &of_length, &data, &of_data].concat()
 }
 
 fn masked(bytes: &[u8]) -> u32 {

@@ -12,6 +12,7 @@ mod wire;
 
 pub use context::{Control, Generation, Pace, Progressing, Stop, TaskContext};
 
+use retort_common::checkpoint::Place;
 use retort_common::cohort::Member;
 use retort_common::ids::{AttemptNumber, JobId, TaskId, WorkerId};
 use retort_common::net::{self, MAX_MESSAGE_BYTES, NetError, NetOptions, SESSION_PROTOCOL};
@@ -87,6 +88,8 @@ pub struct Assignment {
     pub store_url: String,
     /// Its cohort; nobody where it is for one worker alone, or to stand by.
     pub cohort: Vec<Member>,
+    /// Where a training's checkpoints lie.
+    pub checkpoints: Place,
 }
 
 /// A task's success.

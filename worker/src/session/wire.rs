@@ -1,8 +1,9 @@
 //! What goes over the session, from and to plain types.
 
 use super::{Assignment, MAX_META_BYTES, Outcome, TaskFailure};
+use retort_common::checkpoint::{Lineage, Origin, Place};
 use retort_common::cohort::{self, Member};
-use retort_common::ids::{AttemptNumber, TaskId};
+use retort_common::ids::{AttemptNumber, JobId, TaskId};
 use retort_common::proto;
 use retort_common::proto::session_request::Message as ToCoordinator;
 use retort_common::task::Task;
@@ -22,8 +23,8 @@ pub(super) fn key(attempt: proto::Attempt) -> Option<Key> {
 }
 
 pub(super) fn decode(run: proto::Run, (id, attempt): Key, store_url: &str) -> Result<Assignment, String> {
-    let proto::Run { attempt: _, job_id, stage: _, task_json, incarnation, cohort } = run;
-    let job = job_id.parse().map_err(|error| format!("{error}"))?;
+    let proto::Run { attempt: _, job_id, stage: _, task_json, incarnation, cohort, checkpoints } = run;
+    let job: JobId = job_id.parse().map_err(|error| format!("{error}"))?;
     let task: Task = serde_json::from_str(&task_json).map_err(|error| error.to_string())?;
     // Another version of the task's form would give its output a wrong name.
     if task.id() != id {
@@ -37,8 +38,22 @@ pub(super) fn decode(run: proto::Run, (id, attempt): Key, store_url: &str) -> Re
         None if !cohort.is_empty() => return Err("it is no task for a cohort".to_owned()),
         _ => {}
     }
+    let checkpoints = match checkpoints {
+        Some(checkpoints) => place(checkpoints)?,
+        None => Place { job: job.clone(), lineage: Lineage::FIRST },
+    };
     let (stage, store_url) = (task.stage(), store_url.to_owned());
-    Ok(Assignment { id, attempt, job, stage, task, incarnation, store_url, cohort })
+    Ok(Assignment { id, attempt, job, stage, task, incarnation, store_url, cohort, checkpoints })
+}
+
+fn place(place: proto::CheckpointPlace) -> Result<Place, String> {
+    let proto::CheckpointPlace { job_id, lineage: number, origin_lineage, origin_step: step } = place;
+    let job = job_id.parse().map_err(|error| format!("{error}"))?;
+    if number == 0 || origin_lineage >= number {
+        return Err(format!("lineage {number} cannot branch off from lineage {origin_lineage}"));
+    }
+    let origin = (origin_lineage > 0).then_some(Origin { number: origin_lineage, step });
+    Ok(Place { job, lineage: Lineage { number, origin } })
 }
 
 fn member(member: proto::CohortMember) -> Result<Member, String> {

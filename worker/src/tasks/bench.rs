@@ -7,7 +7,8 @@ use crate::tables::{Judgement, PassageShard, QueryShard, TableError, read_judgem
 use crate::vectors::{VectorError, VectorRows};
 use bytes::Bytes;
 use retort_common::artifact::{ArtifactError, ArtifactReader, Manifest};
-use retort_common::ids::{JobId, WorkerId};
+use retort_common::checkpoint::Place;
+use retort_common::ids::WorkerId;
 use retort_common::store::StoreError;
 use retort_common::task::{ArtifactId, Table};
 use serde_json::Value;
@@ -108,8 +109,8 @@ pub struct Workbench<'a> {
     pub device: Device,
     /// Compute threads.
     pub threads: usize,
-    /// The job on whose behalf the task runs.
-    pub job: JobId,
+    /// Where a training's checkpoints lie.
+    pub checkpoints: Place,
     /// A folder that is removed after the task.
     pub scratch: PathBuf,
     /// Where progress goes.

@@ -6,7 +6,7 @@
 use crate::report::StepPoint;
 use crate::tasks::{TaskError, Workbench};
 use crate::vectors::{Tensors, Values, write_tensors};
-use retort_common::checkpoint::{self, CheckpointManifest, SCHEMA_VERSION};
+use retort_common::checkpoint::{self, CheckpointManifest, Lineage, Origin, Place, SCHEMA_VERSION};
 use retort_common::ids::{Digest, JobId, TaskId};
 use retort_common::store::Store;
 use std::path::PathBuf;
@@ -37,6 +37,8 @@ pub struct Checkpoints {
     job: JobId,
     task: TaskId,
     lineage: String,
+    /// The state that the lineage began with, where it is a checkpoint of another.
+    origin: Option<Origin>,
     /// How many are kept; older ones are deleted once a newer one is complete.
     keep: usize,
 }
@@ -58,15 +60,17 @@ pub enum Offered {
 }
 
 impl Checkpoints {
-    /// Those of a task, under the job on whose behalf it runs.
-    pub fn new(bench: &Workbench<'_>, task: TaskId, lineage: u32, keep: u32) -> Self {
+    /// Those of a task's history that goes on, under the job that the task was begun for.
+    pub fn new(bench: &Workbench<'_>, task: TaskId, keep: u32) -> Self {
+        let Place { job, lineage: Lineage { number, origin } } = bench.checkpoints.clone();
         Self {
             store: bench.artifacts.store().clone(),
             runtime: bench.runtime.clone(),
             scratch: bench.scratch.clone(),
-            job: bench.job.clone(),
+            job,
             task,
-            lineage: checkpoint::lineage(task, lineage),
+            lineage: checkpoint::lineage(task, number),
+            origin,
             keep: keep.max(1) as usize,
         }
     }
@@ -136,14 +140,18 @@ impl Checkpoints {
     }
 
     /// The newest checkpoint that is whole and of this task; with `at_most`, the newest of at most so many steps.
-    /// Damaged ones are passed over and told to `log`.
+    /// Where the lineage has none yet, what it branched off from. Damaged ones are passed over and told to `log`.
     pub fn latest(
         &self,
         parameters: usize,
         at_most: Option<u64>,
         log: &dyn Fn(&str),
     ) -> Result<Option<Checkpoint>, TaskError> {
-        for manifest in self.manifests()?.iter().rev() {
+        let origin = self.origin.map(|Origin { number, step }| {
+            let lineage = checkpoint::lineage(self.task, number);
+            format!("{}/manifest.json", checkpoint::step_folder(&self.job, &lineage, step))
+        });
+        for manifest in self.manifests()?.iter().rev().chain(&origin) {
             let step = checkpoint::parse_path(&self.job, manifest).map(|(_, step)| step);
             if step.is_none_or(|step| at_most.is_some_and(|limit| step > limit)) {
                 continue;

@@ -14,7 +14,7 @@ impl Planner<'_, '_> {
         student: &StudentSpec,
         dim: u32,
         earlier: &BTreeMap<&str, Trained>,
-    ) -> Result<Trained, PlanError> {
+    ) -> Result<Option<Trained>, PlanError> {
         let spec = self.context.spec;
         let bytes = student
             .bytes
@@ -44,7 +44,7 @@ impl Planner<'_, '_> {
             };
             let start = StudentStart::Quantised { input, head, quantizer };
             let trained = self.trained(base, student, start, earlier)?;
-            return Ok(Trained { bytes: Some(bytes), ..trained });
+            return Ok(trained.map(|trained| Trained { bytes: Some(bytes), ..trained }));
         }
         let normalize = self.normalizes();
         let mut quantize = |vectors: &ArtifactId| {
@@ -59,6 +59,6 @@ impl Planner<'_, '_> {
         let vectors = VectorSet { queries: vectors.queries, passages, sentences: Vec::new() };
         let kind = StudentKind::Quantised;
         let (phases, negatives, bytes) = (Vec::new(), Vec::new(), Some(bytes));
-        Ok(Trained { phases, last: quantizer, kind, vectors, export: None, bytes, negatives })
+        Ok(Some(Trained { phases, last: quantizer, kind, vectors, export: None, bytes, negatives }))
     }
 }

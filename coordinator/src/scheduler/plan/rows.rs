@@ -65,10 +65,11 @@ impl Planner<'_, '_> {
         rows: Vec<ReportRow>,
         trained: &BTreeMap<&str, Trained>,
     ) -> Result<(), PlanError> {
-        if self.known.iter().any(|id| (self.context.meta)(*id).is_none()) {
+        let spec = self.context.spec;
+        let decided = spec.student.iter().all(|student| trained.contains_key(student.name.as_str()));
+        if !decided || self.known.iter().any(|id| (self.context.meta)(*id).is_none()) {
             return Ok(());
         }
-        let spec = self.context.spec;
         // Here a missing figure is an error and no longer a matter of time.
         if let Some(artifact) = base.bm25.as_ref().filter(|_| spec.baselines.bm25) {
             self.number(artifact, "postings")?;

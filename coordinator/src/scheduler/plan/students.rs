@@ -1,5 +1,6 @@
 //! A student: its training rows, its phases, its vectors and its export.
 
+use super::parts::{Race, parts};
 use super::{Base, PlanError, Planner, Trained, derived_seed, mines, sources};
 use retort_common::spec::inputs::ModelFiles;
 use retort_common::spec::{PhaseSpec, StudentKind, StudentSpec};
@@ -10,6 +11,7 @@ use retort_common::task::{
 use std::collections::BTreeMap;
 
 impl Planner<'_, '_> {
+    /// A student with its export; nothing while measurements have not decided on one of its phases.
     pub(super) fn student(
         &mut self,
         base: &Base,
@@ -17,11 +19,11 @@ impl Planner<'_, '_> {
         dim: u32,
         pca: Option<&ArtifactId>,
         earlier: &BTreeMap<&str, Trained>,
-    ) -> Result<Trained, PlanError> {
+    ) -> Result<Option<Trained>, PlanError> {
         let start = self.start(student, dim, pca, earlier)?;
-        let trained = self.trained(base, student, start, earlier)?;
+        let Some(trained) = self.trained(base, student, start, earlier)? else { return Ok(None) };
         let export = Some(self.export_student(student, &trained.last));
-        Ok(Trained { export, ..trained })
+        Ok(Some(Trained { export, ..trained }))
     }
 
     /// A student through its phases.
@@ -31,22 +33,27 @@ impl Planner<'_, '_> {
         student: &StudentSpec,
         mut start: StudentStart,
         earlier: &BTreeMap<&str, Trained>,
-    ) -> Result<Trained, PlanError> {
+    ) -> Result<Option<Trained>, PlanError> {
         let (mut phases, mut negatives) = (Vec::new(), Vec::new());
         for index in 0..student.phase.len() {
-            let last = self.phase(base, student, index, start, &mut negatives, earlier)?;
-            phases.push(last.clone());
-            start = StudentStart::Student { student: last };
+            let given = self.phase(base, student, index, start, &mut negatives, earlier)?;
+            let Some(given) = given else { return Ok(None) };
+            phases.push(given.clone());
+            start = StudentStart::Student { student: given };
         }
         let missing = || PlanError::Missing { student: student.name.clone(), key: "phase" };
         let last = phases.last().cloned().ok_or_else(missing)?;
         let inputs = self.inputs(base, student, earlier)?;
         let vectors = self.student_vectors(base, student, &inputs, &last);
-        Ok(Trained { phases, last, kind: student.kind, vectors, export: None, bytes: None, negatives })
+        Ok(Some(Trained { phases, last, kind: student.kind, vectors, export: None, bytes: None, negatives }))
     }
 
-    /// Trains one phase and gives its last artifact. A phase that mines anew is trained part after part; part k + 2
-    /// takes the negatives that the student of part k found, which are mined while part k + 1 trains.
+    /// Trains one phase, part after part, and gives the artifact that it ends with; nothing while measurements have not
+    /// decided which that is.
+    ///
+    /// A phase that mines anew takes in its period k + 2 the negatives that the student of period k found, which are
+    /// mined while period k + 1 trains. A phase that is evaluated trains on meanwhile, a few parts ahead at most where
+    /// it may end early.
     fn phase(
         &mut self,
         base: &Base,
@@ -55,7 +62,7 @@ impl Planner<'_, '_> {
         mut start: StudentStart,
         audits: &mut Vec<(String, ArtifactId)>,
         earlier: &BTreeMap<&str, Trained>,
-    ) -> Result<ArtifactId, PlanError> {
+    ) -> Result<Option<ArtifactId>, PlanError> {
         let spec = self.context.spec;
         let phase = &student.phase[index];
         let sources = sources(spec, phase);
@@ -74,38 +81,84 @@ impl Planner<'_, '_> {
         };
         let input_head = self.input_head(student, earlier)?.map(|head| head.last.clone());
         let read = self.with_sentences(base, phase, &inputs, input_head.as_ref());
-        let mut settings = phase.clone();
+        let mut settings = PhaseSpec { evaluate_every: None, patience: None, ..phase.clone() };
         let loss = std::mem::take(&mut settings.loss);
-        let spans = spans(phase);
-        let mut mined = Vec::new();
-        let mut last = None;
-        for (number, span) in spans.iter().enumerate() {
-            let fresh = number.checked_sub(2).and_then(|part| mined.get(part));
-            let order = self.order(base, student, index, phase, fresh.or(negatives.as_ref()), *span)?;
-            let goes_on = number + 1 < spans.len();
-            let part = self.add(Task::Train {
+        let parts = parts(phase);
+        let mut race = Race::new(phase);
+        let mut mined: Vec<ArtifactId> = Vec::new();
+        for (number, part) in parts.iter().enumerate() {
+            let fresh = part.period.checked_sub(2).and_then(|period| mined.get(period));
+            let order = self.order(base, student, index, phase, fresh.or(negatives.as_ref()), part.span)?;
+            let trained = self.add(Task::Train {
                 start,
                 order,
                 inputs: (student.kind != StudentKind::Encoder).then(|| read.clone()),
                 signal: signal.clone(),
                 phase: settings.clone(),
                 loss: loss.clone(),
-                span: *span,
-                keeps_state: goes_on,
+                span: part.span,
+                keeps_state: number + 1 < parts.len(),
                 normalize: self.normalizes(),
                 seed: derived_seed(spec.seed, &student.name, index),
                 fingerprint: base.fingerprint.clone(),
             });
-            if number + 2 < spans.len() {
-                let fresh = self.refresh(base, student, &inputs, &part, number);
-                let step = span.map_or(0, |span| span.end);
+            race.enter(part, &trained);
+            if part.evaluated {
+                race.measured(self.dev_figure(base, student, &inputs, &trained)?);
+            }
+            if race.is_over() {
+                break;
+            }
+            if part.ends_period && parts.iter().any(|later| later.period == part.period + 2) {
+                let fresh = self.refresh(base, student, &inputs, &trained, part.period);
+                let step = part.span.map_or(0, |span| span.end);
                 audits.push((format!("{} at step {step}", student.name), fresh.clone()));
                 mined.push(fresh);
             }
-            start = StudentStart::Continue { student: part.clone() };
-            last = Some(part);
+            if race.is_far_ahead() {
+                break;
+            }
+            start = StudentStart::Continue { student: trained };
         }
-        last.ok_or_else(|| PlanError::Missing { student: student.name.clone(), key: "steps" })
+        self.note(student, index, &race);
+        Ok(race.winner())
+    }
+
+    /// Keeps what measurements have said so far.
+    fn note(&mut self, student: &StudentSpec, index: usize, race: &Race) {
+        let Some(metric) = self.context.spec.evaluate.metrics.first() else { return };
+        let said = race.says(metric).into_iter();
+        let text = |text| format!("student {}, phase {}: {text}", student.name, index + 1);
+        self.plan.decisions.extend(said.map(text));
+        if let Some(step) = race.best_step() {
+            self.plan.best.insert(derived_seed(self.context.spec.seed, &student.name, index), step);
+        }
+    }
+
+    /// The first metric's mean over the dev sets, of a student in training; nothing until it is known.
+    fn dev_figure(
+        &mut self,
+        base: &Base,
+        student: &StudentSpec,
+        inputs: &VectorSet,
+        trained: &ArtifactId,
+    ) -> Result<Option<f64>, PlanError> {
+        let spec = self.context.spec;
+        let vectors = self.student_vectors(base, student, inputs, trained);
+        let run = self.search_dense(base, &vectors, None, &spec.sets.dev, spec.evaluate.depth);
+        let metric = spec.evaluate.metrics[0].clone();
+        let evaluation = self.add(Task::Evaluate {
+            run,
+            queries: base.queries.clone(),
+            passages: base.passages.clone(),
+            sets: spec.sets.dev.clone(),
+            metrics: vec![metric.clone()],
+        });
+        let Some(meta) = (self.context.meta)(evaluation.task) else { return Ok(None) };
+        let of_set = |set: &String| meta["means"][set][&metric].as_f64().filter(|mean| mean.is_finite());
+        let means: Option<Vec<f64>> = spec.sets.dev.iter().map(of_set).collect();
+        let means = means.filter(|means| !means.is_empty()).ok_or(PlanError::NoFigure { metric })?;
+        Ok(Some(means.iter().sum::<f64>() / means.len() as f64))
     }
 
     /// Negatives from the lists of a student in training.
@@ -337,13 +390,6 @@ impl Planner<'_, '_> {
             normalize: self.normalizes(),
         })
     }
-}
-
-/// The parts that a phase is trained in: one that is all of it, unless it mines anew.
-fn spans(phase: &PhaseSpec) -> Vec<Option<Span>> {
-    let Some((every, total)) = phase.refresh_every.zip(phase.steps) else { return vec![None] };
-    let firsts = (0..total).step_by(every.max(1) as usize);
-    firsts.map(|first| Some(Span { first, end: total.min(first.saturating_add(every)), total })).collect()
 }
 
 /// The earlier head student of that name.

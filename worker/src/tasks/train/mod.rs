@@ -88,7 +88,7 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
         bench,
         trainer,
         reader,
-        checkpoints: Checkpoints::new(bench, task.id(), 1, phase.keep_last),
+        checkpoints: Checkpoints::new(bench, task.id(), phase.keep_last),
         in_flight: InFlight::default(),
         initial: &initial,
         first,

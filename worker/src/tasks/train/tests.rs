@@ -12,6 +12,7 @@ use crate::mining::counter;
 use crate::model::Device;
 use crate::vectors::{Values, write_tensors};
 use retort_common::artifact::{ArtifactReader, ArtifactWriter, Cache};
+use retort_common::checkpoint::{Lineage, Place};
 use retort_common::ids::{AttemptNumber, Digest, TaskId};
 use retort_common::spec::{LossSpec, PhaseSpec};
 use retort_common::store::Store;
@@ -152,7 +153,7 @@ impl Fixture {
             artifacts: ArtifactReader::new(self.store.clone(), cache),
             device: Device::flex(),
             threads: 1,
-            job: "job".parse().unwrap(),
+            checkpoints: Place { job: "job".parse().unwrap(), lineage: Lineage::FIRST },
             scratch,
             progress: &Quiet,
             runtime: self.runtime.handle().clone(),
