@@ -135,7 +135,8 @@ cohort:
 chaos SEED="1":
     RETORT_CHAOS_SEED={{ SEED }} cargo test --package retort-cli --test e2e many_faults -- --ignored --nocapture
 
-# Jobs on a store of a few hundred KiB that fills up; needs Linux with user namespaces (or root).
+# Jobs on a store of a few hundred KiB that fills up; needs Linux with user namespaces (or root), and some minutes, since a
+# journal that cannot be written is tried again for two minutes.
 full-store:
     cargo test --package retort-cli --test e2e full_store -- --ignored --nocapture
 
