@@ -248,7 +248,9 @@ impl Unlabelled {
     /// A question and what stands for its positive and its negatives.
     fn at(&self, place: u64) -> Vec<TextRow> {
         let mut texts: Vec<_> = self.questions.passages(place).collect();
-        if let (Some(origins), Some(question)) = (&self.origins, texts.pop()) {
+        if let Some(origins) = &self.origins
+            && let Some(question) = texts.pop()
+        {
             texts.push(TextRow::Sentence(question.row()));
             texts.push(TextRow::Passage(origins[question.row() as usize]));
         }
@@ -592,6 +594,15 @@ mod tests {
             .collect();
         seen.sort_unstable();
         assert_eq!(seen, [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_passage_that_asks_has_as_many_candidates_as_a_question() {
+        let (rows, seed) = (10, 3);
+        let questions = Samples { per_row: 5, rows, seed };
+        let asked = Unlabelled { questions, origins: None, candidates: Samples { per_row: 0, rows, seed } };
+        let texts: BTreeSet<_> = asked.at(0).into_iter().chain(asked.at(1)).collect();
+        assert_eq!(texts, (0..rows).map(TextRow::Passage).collect());
     }
 
     #[test]
