@@ -42,7 +42,7 @@ parity-setup:
 parity MODEL: parity-setup parity-metrics
     {{ venv }}/bin/python tests/parity/encoder.py --model {{ MODEL }} --out target/parity/encoder.json
     RETORT_MINILM={{ MODEL }} RETORT_PARITY="$PWD/target/parity/encoder.json" \
-        cargo test --package retort-worker --lib parity -- --ignored --nocapture
+        cargo test --package retort-worker --lib the_encoder_agrees -- --ignored --nocapture
 
 # Compare every architecture, and what is exported from it, with transformers and sentence-transformers.
 parity-models: parity-setup
