@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 fn training(seed: u32, dropout: f32) -> Training {
-    Training { seed, steps: 400, dropout, batch: 32 }
+    Training { seed, steps: 400, dropout, batch: 96 }
 }
 
 /// What a cluster of so many workers makes of a training; one of them may be this many times slower.
