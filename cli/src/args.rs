@@ -1,15 +1,17 @@
 //! The command line: every verb and flag, as clap reads them. `local`: the verbs that need no cluster.
 
 mod local;
+mod values;
 
 pub use local::*;
+pub use values::duration;
 
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use retort_common::view::JobState;
 use retort_worker::export::Format as ExportFormat;
 use std::path::PathBuf;
 use std::time::Duration;
+use values::{bytes, export_formats, goal, key_value};
 
 const EXIT_CODES: &str = "Exit codes: 0 ok, 1 error, 2 usage or a bad spec, 3 coordinator unreachable, 4 denied, \
     100 job failed, 101 job not finished, 102 job not found, 103 job cancelled, 124 wait timed out, 130 interrupted.";
@@ -243,10 +245,10 @@ pub struct MetricsArgs {
     /// Go on until the job has ended; the exit code says how.
     #[arg(long, short)]
     pub follow: bool,
-    /// With wide, each worker's times in the step; json is one document, or a line for each step with --follow.
     /// Also write TensorBoard event files, with samples a second and each worker's times, under this folder.
     #[arg(long, value_name = "FOLDER")]
     pub tensorboard: Option<PathBuf>,
+    /// With wide, each worker's times in the step; json is one document, or a line for each step with --follow.
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
     pub output: Format,
     #[command(flatten)]
@@ -500,70 +502,6 @@ pub enum Format {
     Jsonl,
 }
 
-fn key_value(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.trim().to_owned())),
-        _ => Err("use KEY=VALUE, e.g. corpus.path=/data/wiki".to_owned()),
-    }
-}
-
-fn export_formats() -> impl TypedValueParser<Value = ExportFormat> {
-    let named = ExportFormat::ALL.map(|format| PossibleValue::new(format.name()).help(format.about()));
-    let format = |name: String| ExportFormat::ALL.into_iter().find(|format| format.name() == name);
-    PossibleValuesParser::new(named)
-        .map(move |name| format(name).expect("only names of formats are accepted"))
-}
-
-fn goal(text: &str) -> Result<Goal, String> {
-    match text.split_once('=') {
-        None if text.eq_ignore_ascii_case("succeeded") => Ok(Goal::Succeeded),
-        Some(("stage", name)) => {
-            let names = retort_common::task::Stage::ALL.map(|stage| stage.name());
-            let known = names.contains(&name);
-            known
-                .then(|| Goal::Stage(name.to_owned()))
-                .ok_or_else(|| format!("no such stage; use {}", names.join(", ")))
-        }
-        _ => Err("use succeeded or stage=NAME".to_owned()),
-    }
-}
-
-/// A number with a unit, e.g. 500ms, 5s, 10m or 2h.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "use a number with a unit: 500ms, 5s, 10m, 2h or 1d".to_owned();
-    let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len()));
-    let scale = match unit {
-        "ms" => 0.001,
-        "s" | "" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        "d" => 86400.0,
-        _ => return Err(wrong()),
-    };
-    let seconds = number.parse::<f64>().map_err(|_| wrong())? * scale;
-    let duration = Duration::try_from_secs_f64(seconds).map_err(|_| wrong())?;
-    if duration.is_zero() { Err("must be more than nothing".to_owned()) } else { Ok(duration) }
-}
-
-/// A number of bytes, e.g. 500MB, 10GB or 8GiB.
-fn bytes(text: &str) -> Result<u64, String> {
-    let wrong = || "use a number of bytes: 1000000, 500MB, 10GB or 8GiB".to_owned();
-    let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len()));
-    let scale: u64 = match unit.to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "k" | "kb" => 1000,
-        "m" | "mb" => 1_000_000,
-        "g" | "gb" => 1_000_000_000,
-        "t" | "tb" => 1_000_000_000_000,
-        "kib" => 1 << 10,
-        "mib" => 1 << 20,
-        "gib" => 1 << 30,
-        "tib" => 1 << 40,
-        _ => return Err(wrong()),
-    };
-    number.parse::<u64>().ok().and_then(|number| number.checked_mul(scale)).ok_or_else(wrong)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -584,21 +522,5 @@ mod tests {
         assert_eq!(start.start.connect.coordinator, ["http://a:1", "http://b:2"]);
         let Verb::Worker(list) = parse("retort worker list --coordinator http://a:1") else { panic!() };
         assert!(matches!(list.verb, Some(WorkerVerb::List(_))));
-    }
-
-    #[test]
-    fn numbers_with_units_are_read_and_others_refused() {
-        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
-        assert_eq!(bytes("8GiB"), Ok(8 << 30));
-        assert_eq!(bytes("10GB"), Ok(10_000_000_000));
-        for text in ["", "5x", "-1s", "0s", "NaNs"] {
-            assert!(duration(text).is_err(), "{text:?}");
-        }
-        for text in ["", "GB", "-1", "99999999TiB"] {
-            assert!(bytes(text).is_err(), "{text:?}");
-        }
-        assert_eq!(goal("stage=train"), Ok(Goal::Stage("train".to_owned())));
-        assert!(goal("stage=cook").is_err());
     }
 }
