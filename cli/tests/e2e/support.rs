@@ -172,18 +172,20 @@ impl Cluster {
 
     /// A coordinator on the folder `store` of `home`.
     pub fn start_in(home: Home) -> Self {
-        let coordinator = Self::coordinator(&home, "127.0.0.1:0");
+        let (coordinator, address) = Self::coordinator(&home, "127.0.0.1:0");
+        Self { home, address, coordinator, workers: Vec::new() }
+    }
+
+    /// A coordinator that listens, and where.
+    fn coordinator(home: &Home, listen: &str) -> (Process, String) {
+        let process = home.start(&format!(
+            "coordinator --store store --listen {listen} --address-file address --failure-detection 1s --with-parent"
+        ));
         let file = home.path().join("address");
         let address = until("the coordinator's address", || {
             std::fs::read_to_string(&file).ok().filter(|text| !text.is_empty())
         });
-        Self { home, address: address.trim().to_owned(), coordinator, workers: Vec::new() }
-    }
-
-    fn coordinator(home: &Home, listen: &str) -> Process {
-        home.start(&format!(
-            "coordinator --store store --listen {listen} --address-file address --failure-detection 1s --with-parent"
-        ))
+        (process, address.trim().to_owned())
     }
 
     /// Starts one more worker, or starts it again.
@@ -203,7 +205,7 @@ impl Cluster {
     pub fn restart(&mut self) {
         self.coordinator.kill();
         std::fs::remove_file(self.home.path().join("address")).unwrap();
-        self.coordinator = Self::coordinator(&self.home, &self.address);
+        (self.coordinator, _) = Self::coordinator(&self.home, &self.address);
     }
 
     /// Runs a client's verb.
