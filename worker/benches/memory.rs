@@ -235,6 +235,7 @@ fn main() -> Outcome<()> {
         length: PhaseLength::Epochs(3.0),
         span: None,
         tokens: None,
+        only_questions: false,
         seed: 1,
     };
     run.all("training rows", [order])?;

@@ -4,6 +4,7 @@
 //! - [`control`]: a coordinator without workers, and what its clients are told
 //! - [`data`]: other layouts than BEIR's, `dataset check` and `eval`
 //! - [`job`]: whole jobs, by `retort run` and on a cluster started by hand
+//! - [`asking`]: students that encode questions alone
 //! - [`kill`]: whole jobs while processes are killed
 //! - [`cohort`]: one training by several workers, killed, frozen and joined: always the same weights
 //! - [`checkpoints`]: described, kept and deleted
@@ -18,6 +19,7 @@
 
 #[cfg(target_os = "linux")]
 mod any_cluster;
+mod asking;
 mod bad_input;
 #[cfg(target_os = "linux")]
 mod chaos;

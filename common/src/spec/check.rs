@@ -217,6 +217,7 @@ fn check_student(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Check
             ensure(!layers.is_empty(), &key("layers"), "keep at least one layer")?;
             let rising = layers.windows(2).all(|pair| pair[0] < pair[1]);
             ensure(rising, &key("layers"), "numbers must rise: layers keep their order")?;
+            check_asked(spec, student, &key("on"))?;
         }
         StudentKind::Quantised => {}
     }
@@ -255,12 +256,32 @@ fn check_student(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Check
     Ok(())
 }
 
-/// The keys of codes, which go with kind = "quantised" alone.
+/// Whose passages an encoder of questions asks.
+fn check_asked(spec: &JobSpec, student: &StudentSpec, at: &[&str]) -> Check {
+    let Some(on) = student.on.as_deref().filter(|on| *on != "teacher") else { return Ok(()) };
+    let asked = earlier(spec, student, on).filter(|asked| asked.kind != StudentKind::Encoder);
+    let message = "must be \"teacher\" or the name of an earlier head or quantised student";
+    ensure(asked.is_some(), at, message)?;
+    // The teacher's dimensions, like those of an encoder without a projection, are known when it is read.
+    let dims = asked.and_then(|asked| coded_dim(spec, asked)).zip(student.dim);
+    let message = |(theirs, own)| format!("{on:?} has vectors of {theirs} dimensions, this student of {own}");
+    ensure(dims.is_none_or(|(theirs, own)| theirs == own), at, dims.map(message).unwrap_or_default())
+}
+
+/// The dimensions of a head's vectors, or of those that codes stand for; none where they are the teacher's.
+fn coded_dim(spec: &JobSpec, student: &StudentSpec) -> Option<u32> {
+    match student.on.as_deref() {
+        None | Some("teacher") => student.dim,
+        Some(on) => earlier_head(spec, student, on).and_then(|head| head.dim),
+    }
+}
+
+/// The keys of codes, which go with kind = "quantised" alone; an encoder of questions has `on`, too.
 fn check_quantised(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Check {
     let key = |name| [at[0], at[1], name];
     if student.kind != StudentKind::Quantised {
         for (name, given) in [
-            ("on", student.on.is_some()),
+            ("on", student.on.is_some() && student.kind != StudentKind::Encoder),
             ("bytes", student.bytes.is_some()),
             ("code", student.code.is_some()),
         ] {
@@ -295,12 +316,14 @@ fn check_quantised(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Che
     ensure(!product || divides, &key("bytes"), "must divide the head's `dim`, or use code = \"residual\"")
 }
 
+/// The student called `name` that stands before `student`.
+fn earlier<'a>(spec: &'a JobSpec, student: &StudentSpec, name: &str) -> Option<&'a StudentSpec> {
+    spec.student.iter().take_while(|other| other.name != student.name).find(|other| other.name == name)
+}
+
 /// The head student called `name` that stands before `student`.
 fn earlier_head<'a>(spec: &'a JobSpec, student: &StudentSpec, name: &str) -> Option<&'a StudentSpec> {
-    spec.student
-        .iter()
-        .take_while(|other| other.name != student.name)
-        .find(|other| other.name == name && other.kind == StudentKind::Head)
+    earlier(spec, student, name).filter(|other| other.kind == StudentKind::Head)
 }
 
 fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&str; 4]) -> Check {
@@ -334,8 +357,13 @@ fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&
     check_optimizer(student, phase, at)?;
     check_evaluations(spec, phase, at)?;
     let teacher = phase.signal == "teacher";
-    let head = earlier_head(spec, student, &phase.signal);
-    ensure(teacher || head.is_some(), &key("signal"), "must be \"teacher\" or the name of an earlier head")?;
+    // Codes can be learnt from by what asks them.
+    let asked = student.only_asks() && student.on.as_ref() == Some(&phase.signal);
+    let signal = earlier(spec, student, &phase.signal);
+    let signal = signal.filter(|signal| signal.kind == StudentKind::Head || asked);
+    let message =
+        "must be \"teacher\", the name of an earlier head, or the quantised student that `on` names";
+    ensure(teacher || signal.is_some(), &key("signal"), message)?;
     match phase.data {
         PhaseData::Texts => {
             ensure(phase.negatives == 0, &key("negatives"), "goes with data = \"queries\"")?;
@@ -346,6 +374,8 @@ fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&
                 &key("data"),
                 "a head or codes learn from questions: use \"queries\"",
             )?;
+            let some = !student.only_asks() || phase.sentences || !spec.sets.train.is_empty();
+            ensure(some, &key("data"), "an encoder of questions needs sets.train or sentences = true")?;
         }
         PhaseData::Queries => {
             ensure(!spec.sets.train.is_empty(), &key("data"), "needs at least one set under sets.train")?;
@@ -367,7 +397,7 @@ fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&
     check_sources(spec, student, phase, &key("negatives_from"))?;
     ensure(!phase.loss.is_empty(), &key("loss"), "needs at least one term, e.g. [{ kind = \"kl\" }]")?;
     // The signal's dimensions, where the spec tells them; a student has its own, or those of its model.
-    let signal = if teacher { None } else { head.and_then(|head| head.dim) };
+    let signal = signal.and_then(|signal| coded_dim(spec, signal));
     for loss in &phase.loss {
         check_loss(student, phase, signal, loss, &key("loss"))?;
     }

@@ -187,7 +187,9 @@ pub struct StudentSpec {
     pub dim: Option<u32>,
     /// Width of the hidden layer that makes a head an MLP.
     pub hidden: Option<u32>,
-    /// Quantised: whose vectors it codes: "teacher" (without it) or the name of an earlier head student.
+    /// Quantised: whose vectors it codes: "teacher" (without it) or the name of an earlier head student. Encoder: whose
+    /// passages it asks, as an encoder of questions alone: "teacher", or the name of an earlier head or quantised
+    /// student; without it, it encodes passages, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on: Option<String>,
     /// Quantised: bytes of a passage's code.
@@ -219,6 +221,11 @@ pub struct StudentSpec {
 }
 
 impl StudentSpec {
+    /// Whether it encodes questions alone and leaves the passages as another row has them.
+    pub fn only_asks(&self) -> bool {
+        self.kind == StudentKind::Encoder && self.on.is_some()
+    }
+
     /// Whether it is an MLP whose hidden layer has no room for a linear map: two units for each component.
     pub fn is_narrow(&self) -> bool {
         self.hidden.is_some_and(|hidden| self.dim.is_none_or(|dim| hidden / 2 < dim))
@@ -254,7 +261,8 @@ pub enum CodeKind {
 pub struct PhaseSpec {
     /// What the rows of a batch are.
     pub data: PhaseData,
-    /// Whose vectors give the signal: "teacher" or the name of an earlier head student.
+    /// Whose vectors give the signal: "teacher", the name of an earlier head student, or that of the quantised student
+    /// whose codes an encoder of questions asks.
     #[serde(default = "default_signal")]
     pub signal: String,
     /// Steps to take; or give `epochs`.

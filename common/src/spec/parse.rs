@@ -247,6 +247,36 @@ loss = [{ kind = "info_nce", temperature = 0.05 }]
     }
 
     #[test]
+    fn encoders_of_questions_ask_the_teacher_or_an_earlier_student() {
+        let codes = "[[student]]\nname = \"codes\"\nkind = \"quantised\"\non = \"head-8\"\nbytes = 4\n";
+        let with = |keys: &str, signal: &str| {
+            format!(
+                "{GOOD}{codes}[[student]]\nname = \"asker\"\nkind = \"encoder\"\n{keys}[[student.phase]]\n\
+                 data = \"texts\"\nsignal = \"{signal}\"\nsteps = 5\nbatch = 4\nlearning_rate = 1e-3\n\
+                 loss = [{{ kind = \"embedding_cosine\" }}]\n"
+            )
+        };
+        for (keys, signal) in [
+            ("on = \"teacher\"\n", "teacher"),
+            ("on = \"head-8\"\ndim = 8\n", "head-8"),
+            ("on = \"codes\"\ndim = 8\n", "codes"),
+        ] {
+            let spec = parse(&with(keys, signal), "job.toml", &[]).unwrap();
+            assert!(spec.student[2].only_asks() && !spec.student[1].only_asks());
+        }
+        for (keys, signal, expected) in [
+            ("on = \"asker\"\n", "teacher", "an earlier head or quantised student"),
+            ("on = \"codes\"\ndim = 4\n", "head-8", "vectors of 8 dimensions, this student of 4"),
+            ("on = \"head-8\"\ndim = 8\n", "codes", "the quantised student that `on` names"),
+            ("dim = 8\n", "codes", "the quantised student that `on` names"),
+            ("on = \"codes\"\ndim = 8\n", "teacher", "another dimension"),
+        ] {
+            refuse(&with(keys, signal), &[], &[expected]);
+        }
+        refuse(&with("on = \"teacher\"\n", "teacher"), &[("sets.train", "[]")], &["sets.train"]);
+    }
+
+    #[test]
     fn sets_reach_tables_and_students() {
         let sets =
             [("corpus.path", "elsewhere"), ("student.head-8.dim", "4"), ("student.0.phase.0.steps", "7")]

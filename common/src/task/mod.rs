@@ -235,6 +235,9 @@ pub enum Task {
         span: Option<Span>,
         /// Tokens are written where the student reads text.
         tokens: Option<OrderTokens>,
+        /// Whether the student reads questions alone: what stands as candidate has no tokens, and texts are no passages.
+        #[serde(default, skip_serializing_if = "is_false")]
+        only_questions: bool,
         /// Seed of the permutation.
         seed: u64,
     },
@@ -244,7 +247,8 @@ pub enum Task {
         start: StudentStart,
         /// The training rows.
         order: ArtifactId,
-        /// The vectors a head or codes read; none for an encoder.
+        /// The vectors a head or codes read, or those of the passages that an encoder of questions asks; none for an
+        /// encoder of both.
         inputs: Option<VectorSet>,
         /// The vectors of the signal.
         signal: VectorSet,
@@ -285,6 +289,9 @@ pub enum Task {
         /// The encoder of questions, where a head stands on two; `base` is that of passages then.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         query_base: Option<BaseEncoder>,
+        /// What makes the passages' vectors, where the student encodes questions alone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        passage_tower: Option<PassageTower>,
         /// The base model's pooling.
         pooling: Pooling,
         /// How questions become tokens.
@@ -332,6 +339,10 @@ pub enum Task {
         /// The metrics, the deciding one first.
         metrics: Vec<String>,
     },
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 fn is_zero(value: &u32) -> bool {

@@ -53,6 +53,17 @@ pub struct BaseEncoder {
     pub pooling: Pooling,
 }
 
+/// An encoder of passages with the head that stands on it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PassageTower {
+    /// The encoder.
+    pub base: BaseEncoder,
+    /// The head; none where the encoder's vectors are searched as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<ArtifactId>,
+}
+
 /// How a student starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "from", rename_all = "snake_case", deny_unknown_fields)]
@@ -131,7 +142,7 @@ pub enum ProjectionStart {
 }
 
 /// The vectors of all texts on both sides, shard after shard.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VectorSet {
     /// Questions, in row order.

@@ -159,6 +159,8 @@ struct Trained {
     last: ArtifactId,
     kind: StudentKind,
     vectors: VectorSet,
+    /// What the teacher's vectors of questions go through to become its own; nothing for an encoder, which reads text.
+    maps: Vec<ArtifactId>,
     /// None for codes, which need their head.
     export: Option<ArtifactId>,
     /// Bytes of a passage, where they are not its dimensions' four each.

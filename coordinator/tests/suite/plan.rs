@@ -4,7 +4,7 @@ use crate::cluster::Cluster;
 use crate::sample;
 use retort_common::ids::{Digest, TaskId};
 use retort_common::spec::{JobSpec, MiningSource};
-use retort_common::task::{ArtifactId, Stage, StudentStart, Task};
+use retort_common::task::{ArtifactId, Encoder, Side, Stage, StudentStart, Task};
 use retort_coordinator::scheduler::Outcome;
 use retort_coordinator::scheduler::plan::{Plan, PlanContext, PlanError, plan};
 use serde_json::{Value, json};
@@ -246,6 +246,31 @@ fn codes_on_an_mlp_read_its_vectors() {
         tasks.iter().any(|task| by(&task))
     };
     assert!(inputs.queries.iter().chain(&inputs.passages).all(projected));
+}
+
+#[test]
+fn an_encoder_of_questions_asks_the_passages_of_what_it_stands_on() {
+    let mut spec = sample::full("j", 1);
+    spec.student[2].on = Some("codes".to_owned());
+    retort_common::spec::check(&spec).unwrap();
+    let tasks = last_plan(&spec);
+    let of_codes: BTreeSet<_> =
+        tasks.iter().filter(|task| matches!(task, Task::Quantize { .. })).map(Task::output).collect();
+    let encoders = |task: &&Task| matches!(task, Task::Train { start: StudentStart::Encoder { .. }, .. });
+    let Some(Task::Train { order, inputs: Some(inputs), .. }) = tasks.iter().find(encoders) else {
+        panic!("it is not trained beside passages")
+    };
+    assert!(inputs.queries.is_empty());
+    assert_eq!(inputs.passages.iter().cloned().collect::<BTreeSet<_>>(), of_codes);
+    let order = tasks.iter().find(|task| task.output() == *order).unwrap();
+    assert!(matches!(order, Task::Order { only_questions: true, .. }));
+    // None of its passages is embedded: only the questions' shard.
+    let embeds = |task: &&Task| matches!(task, Task::Embed { encoder: Encoder::Student { .. }, .. });
+    let embedded: Vec<_> = tasks.iter().filter(embeds).collect();
+    assert!(matches!(embedded[..], [Task::Embed { side: Side::Query, .. }]), "{embedded:?}");
+    let Some(Task::Report { rows, .. }) = tasks.last() else { panic!("no report") };
+    let row = rows.iter().find(|row| row.name == "small").unwrap();
+    assert_eq!((row.kind.as_str(), row.bytes_per_passage), ("encoder", 2.0));
 }
 
 #[test]

@@ -19,10 +19,11 @@ impl Planner<'_, '_> {
         let bytes = student
             .bytes
             .ok_or_else(|| PlanError::Missing { student: student.name.clone(), key: "bytes" })?;
-        let vectors = match student.on.as_deref() {
-            None | Some("teacher") => base.teacher.clone(),
-            Some(name) => head(student, name, earlier)?.vectors.clone(),
+        let on = match student.on.as_deref() {
+            None | Some("teacher") => None,
+            Some(name) => Some(head(student, name, earlier)?),
         };
+        let vectors = on.map_or_else(|| base.teacher.clone(), |on| on.vectors.clone());
         let quantizer = self.add(Task::FitQuantizer {
             vectors: vectors.passages.clone(),
             code: student.code.unwrap_or_default(),
@@ -31,10 +32,6 @@ impl Planner<'_, '_> {
             fingerprint: base.fingerprint.clone(),
         });
         if !student.phase.is_empty() {
-            let on = match student.on.as_deref() {
-                None | Some("teacher") => None,
-                Some(name) => Some(head(student, name, earlier)?),
-            };
             // What an MLP gives is read as it is; a linear head goes on learning with the codes.
             let curved =
                 on.and_then(|_| self.spec_of(student.on.as_deref())).filter(|on| on.hidden.is_some());
@@ -58,7 +55,8 @@ impl Planner<'_, '_> {
         let passages = vectors.passages.iter().map(&mut quantize).collect();
         let vectors = VectorSet { queries: vectors.queries, passages, sentences: Vec::new() };
         let kind = StudentKind::Quantised;
+        let maps = on.map_or_else(Vec::new, |on| on.maps.clone());
         let (phases, negatives, bytes) = (Vec::new(), Vec::new(), Some(bytes));
-        Ok(Some(Trained { phases, last: quantizer, kind, vectors, export: None, bytes, negatives }))
+        Ok(Some(Trained { phases, last: quantizer, kind, vectors, maps, export: None, bytes, negatives }))
     }
 }

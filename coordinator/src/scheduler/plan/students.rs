@@ -5,8 +5,8 @@ use super::{Base, PlanError, Planner, Trained, derived_seed, mines, sources};
 use retort_common::spec::inputs::ModelFiles;
 use retort_common::spec::{PhaseSpec, StudentKind, StudentSpec};
 use retort_common::task::{
-    ArtifactId, BaseEncoder, Encoder, OrderTokens, PhaseLength, ProjectionStart, Side, Span, StudentStart,
-    Task, VectorSet,
+    ArtifactId, BaseEncoder, Encoder, OrderTokens, PassageTower, PhaseLength, ProjectionStart, Side, Span,
+    StudentStart, Task, VectorSet,
 };
 use std::collections::BTreeMap;
 
@@ -22,8 +22,10 @@ impl Planner<'_, '_> {
     ) -> Result<Option<Trained>, PlanError> {
         let start = self.start(student, dim, pca, earlier)?;
         let Some(trained) = self.trained(base, student, start, earlier)? else { return Ok(None) };
-        let export = Some(self.export_student(student, &trained.last));
-        Ok(Some(Trained { export, ..trained }))
+        let asked = self.asked(student, earlier)?;
+        let export = Some(self.export_student(student, &trained.last, asked));
+        let bytes = asked.and_then(|asked| asked.bytes);
+        Ok(Some(Trained { export, bytes, ..trained }))
     }
 
     /// A student through its phases.
@@ -45,7 +47,12 @@ impl Planner<'_, '_> {
         let last = phases.last().cloned().ok_or_else(missing)?;
         let inputs = self.inputs(base, student, earlier)?;
         let vectors = self.student_vectors(base, student, &inputs, &last);
-        Ok(Some(Trained { phases, last, kind: student.kind, vectors, export: None, bytes: None, negatives }))
+        let (mut maps, kind) = (Vec::new(), student.kind);
+        if kind != StudentKind::Encoder {
+            maps.extend(self.input_head(student, earlier)?.map(|head| head.last.clone()));
+            maps.push(last.clone());
+        }
+        Ok(Some(Trained { phases, last, kind, vectors, maps, export: None, bytes: None, negatives }))
     }
 
     /// Trains one phase, part after part, and gives the artifact that it ends with; nothing while measurements have not
@@ -73,14 +80,21 @@ impl Planner<'_, '_> {
         }
         let inputs = self.inputs(base, student, earlier)?;
         let signal = match phase.signal.as_str() {
-            "teacher" => self.with_sentences(base, phase, &base.teacher, None),
+            "teacher" => self.with_sentences(base, phase, &base.teacher, &[]),
             name => {
-                let head = head(student, name, earlier)?;
-                self.with_sentences(base, phase, &head.vectors, Some(&head.last))
+                let asked = self.asked(student, earlier)?.filter(|_| student.on.as_deref() == Some(name));
+                let signal = asked.map_or_else(|| head(student, name, earlier), Ok)?;
+                self.with_sentences(base, phase, &signal.vectors, &signal.maps)
             }
         };
-        let input_head = self.input_head(student, earlier)?.map(|head| head.last.clone());
-        let read = self.with_sentences(base, phase, &inputs, input_head.as_ref());
+        let read = match student.kind {
+            StudentKind::Encoder => student.only_asks().then(|| inputs.clone()),
+            StudentKind::Head | StudentKind::Quantised => {
+                let maps: Vec<_> =
+                    self.input_head(student, earlier)?.map(|head| head.last.clone()).into_iter().collect();
+                Some(self.with_sentences(base, phase, &inputs, &maps))
+            }
+        };
         let mut settings = PhaseSpec { evaluate_every: None, patience: None, ..phase.clone() };
         let loss = std::mem::take(&mut settings.loss);
         let parts = parts(phase);
@@ -92,7 +106,7 @@ impl Planner<'_, '_> {
             let trained = self.add(Task::Train {
                 start,
                 order,
-                inputs: (student.kind != StudentKind::Encoder).then(|| read.clone()),
+                inputs: read.clone(),
                 signal: signal.clone(),
                 phase: settings.clone(),
                 loss: loss.clone(),
@@ -177,13 +191,29 @@ impl Planner<'_, '_> {
         self.mine_runs(base, vec![run], false, seed)
     }
 
-    /// The MLP whose vectors a student reads; none for one that reads the teacher's. A linear head needs no vectors of
+    /// The student whose passages an encoder of questions asks; none for one that asks the teacher's, and for all others.
+    fn asked<'t>(
+        &self,
+        student: &StudentSpec,
+        earlier: &'t BTreeMap<&str, Trained>,
+    ) -> Result<Option<&'t Trained>, PlanError> {
+        let Some(on) = student.on.as_deref().filter(|on| student.only_asks() && *on != "teacher") else {
+            return Ok(None);
+        };
+        let unknown = || PlanError::UnknownHead { student: student.name.clone(), name: on.to_owned() };
+        earlier.get(on).filter(|asked| asked.kind != StudentKind::Encoder).map(Some).ok_or_else(unknown)
+    }
+
+    /// The MLP whose vectors a head or codes read; none where they read the teacher's. A linear head needs no vectors of
     /// its own: its map is the first that learns.
     fn input_head<'t>(
         &self,
         student: &StudentSpec,
         earlier: &'t BTreeMap<&str, Trained>,
     ) -> Result<Option<&'t Trained>, PlanError> {
+        if student.kind == StudentKind::Encoder {
+            return Ok(None);
+        }
         match self.spec_of(student.on.as_deref()).filter(|on| on.hidden.is_some()) {
             Some(on) => head(student, &on.name, earlier).map(Some),
             None => Ok(None),
@@ -195,38 +225,42 @@ impl Planner<'_, '_> {
         self.context.spec.student.iter().find(|student| Some(student.name.as_str()) == name)
     }
 
-    /// The vectors that a head or codes read.
+    /// The vectors that a head or codes read, or those of the passages that an encoder of questions asks.
     pub(super) fn inputs(
         &self,
         base: &Base,
         student: &StudentSpec,
         earlier: &BTreeMap<&str, Trained>,
     ) -> Result<VectorSet, PlanError> {
+        if student.only_asks() {
+            let asked = self.asked(student, earlier)?.map_or(&base.teacher, |asked| &asked.vectors);
+            return Ok(VectorSet { passages: asked.passages.clone(), ..VectorSet::default() });
+        }
         let head = self.input_head(student, earlier)?;
         Ok(head.map_or_else(|| base.teacher.clone(), |head| head.vectors.clone()))
     }
 
-    /// Vectors with those of the sentences, where a phase reads them: the teacher's, or those that a head makes of them.
+    /// Vectors with those of the sentences, where a phase reads them: the teacher's, or what `maps` make of them.
     fn with_sentences(
         &mut self,
         base: &Base,
         phase: &PhaseSpec,
         vectors: &VectorSet,
-        head: Option<&ArtifactId>,
+        maps: &[ArtifactId],
     ) -> VectorSet {
         let mut vectors = vectors.clone();
         if phase.sentences {
             let normalize = self.normalizes();
-            let project = |of: &ArtifactId| match head {
-                None => of.clone(),
-                Some(head) => self.add(Task::Project {
-                    student: head.clone(),
-                    vectors: of.clone(),
+            let mut project = |of: ArtifactId, map: &ArtifactId| {
+                self.add(Task::Project {
+                    student: map.clone(),
+                    vectors: of,
                     normalize,
                     fingerprint: base.fingerprint.clone(),
-                }),
+                })
             };
-            vectors.sentences = base.of_sentences.iter().map(project).collect();
+            let through = |of: &ArtifactId| maps.iter().fold(of.clone(), &mut project);
+            vectors.sentences = base.of_sentences.iter().map(through).collect();
         }
         vectors
     }
@@ -313,6 +347,7 @@ impl Planner<'_, '_> {
             length,
             span,
             tokens,
+            only_questions: student.only_asks(),
             seed: derived_seed(spec.seed, "order", index),
         }))
     }
@@ -356,26 +391,48 @@ impl Planner<'_, '_> {
             StudentKind::Encoder => {
                 let encoder = Encoder::Student { student: last.clone() };
                 let query = spec.student_input(inputs, student, Side::Query);
-                let passage = spec.student_input(inputs, student, Side::Passage);
                 let queries = (&encoder, &base.queries, query);
+                if student.only_asks() {
+                    let queries = self.embed_side(Side::Query, queries, &base.fingerprint);
+                    return VectorSet { queries, ..read.clone() };
+                }
+                let passage = spec.student_input(inputs, student, Side::Passage);
                 self.embed(queries, (&encoder, &base.passages, passage), &base.fingerprint)
             }
         }
     }
 
-    pub(super) fn export_student(&mut self, student: &StudentSpec, last: &ArtifactId) -> ArtifactId {
+    fn export_student(
+        &mut self,
+        student: &StudentSpec,
+        last: &ArtifactId,
+        asked: Option<&Trained>,
+    ) -> ArtifactId {
         let spec = self.context.spec;
         let inputs = self.context.inputs;
         // A head stands on the teacher and reads what the teacher reads.
         let own = (student.kind == StudentKind::Encoder).then_some(student);
         let base = own.map_or_else(|| self.teacher_files(Side::Passage), |student| self.model_files(student));
         let input = |side| match own {
-            Some(student) => spec.student_input(inputs, student, side),
-            None => spec.teacher_input(inputs, side),
+            Some(student) if side == Side::Query || !student.only_asks() => {
+                spec.student_input(inputs, student, side)
+            }
+            _ => spec.teacher_input(inputs, side),
         };
         let pooling = match own {
             Some(student) => spec.student_pooling(inputs, student),
             None => spec.teacher_pooling(inputs, Side::Passage),
+        };
+        // Codes are no layers: what asks them is a folder for questions alone.
+        let head = asked.map(|asked| (asked.kind == StudentKind::Head).then(|| asked.last.clone()));
+        let passage_tower = match head {
+            _ if !student.only_asks() => None,
+            Some(None) => None,
+            head => {
+                let files = self.teacher_files(Side::Passage).clone();
+                let pooling = spec.teacher_pooling(inputs, Side::Passage);
+                Some(PassageTower { base: BaseEncoder { files, pooling }, head: head.flatten() })
+            }
         };
         self.add(Task::ExportStudent {
             student: last.clone(),
@@ -384,6 +441,7 @@ impl Planner<'_, '_> {
                 files: query.files.clone(),
                 pooling: spec.teacher_pooling(inputs, Side::Query),
             }),
+            passage_tower,
             pooling,
             query: input(Side::Query),
             passage: input(Side::Passage),

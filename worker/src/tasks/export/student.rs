@@ -12,30 +12,38 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// A student as a folder for sentence-transformers: what it is made of, and for a head the encoder below it. A head on
-/// two encoders becomes a router.
+/// two encoders becomes a router, and so does an encoder of questions with what makes the passages' vectors.
 pub fn student(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
-    let Task::ExportStudent { student, base, query_base, pooling, query, passage, normalize } = task else {
+    let Task::ExportStudent { student, base, query_base, passage_tower, pooling, query, passage, normalize } =
+        task
+    else {
         unreachable!("called with its own task")
     };
     let loaded = Student::load(bench, student)?;
     let folder = bench.scratch("export");
     std::fs::create_dir_all(&folder).map_err(Workbench::scratch_error(&folder))?;
-    let mut head =
-        head_layers(&loaded.shape.tower.head, &loaded.layout, &loaded.params).map_err(TaskError::input)?;
-    // A head was trained on its teacher's vectors as they were embedded: of unit length where the job normalises.
-    if *normalize && matches!(loaded.shape.tower.input, Input::Vectors { .. }) {
-        head.insert(0, StackLayer::Normalize);
-    }
+    let head = layers(&loaded, *normalize)?;
     let prompts = [query.prefix.as_str(), passage.prefix.as_str()];
-    let written = match (&loaded.shape.tower.input, query_base) {
-        (Input::Vectors { .. }, Some(other)) => {
+    let written = match (&loaded.shape.tower.input, query_base, passage_tower) {
+        (Input::Tokens { encoder, pooling }, _, Some(tower)) => {
+            let questions = Encoder::own(bench, &loaded, student, base, encoder, *pooling)?;
+            let passages = Encoder::base(bench, &tower.base.files, tower.base.pooling)?;
+            let behind = match &tower.head {
+                Some(head) => layers(&Student::load(bench, head)?, *normalize)?,
+                None => Vec::new(),
+            };
+            let (questions, passages) =
+                (questions.chain(&head, query, *normalize), passages.chain(&behind, passage, *normalize));
+            write_router(&folder, &questions, &passages, prompts)
+        }
+        (Input::Vectors { .. }, Some(other), _) => {
             let passages = Encoder::base(bench, base, *pooling)?;
             let questions = Encoder::base(bench, &other.files, other.pooling)?;
             let (questions, passages) =
                 (questions.chain(&head, query, *normalize), passages.chain(&head, passage, *normalize));
             write_router(&folder, &questions, &passages, prompts)
         }
-        (input, _) => {
+        (input, _, _) => {
             let encoder = match input {
                 // A head stands on its teacher's encoder, which goes along, so that the folder is complete.
                 Input::Vectors { .. } => Encoder::base(bench, base, *pooling)?,
@@ -52,6 +60,17 @@ pub fn student(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError
     let parts = files(&folder, "")?;
     let meta = json!({ "files": parts.len() });
     Ok(Produced { parts, meta })
+}
+
+/// A student's layers behind its encoder or its teacher's.
+fn layers(student: &Student, normalize: bool) -> Result<Vec<StackLayer>, TaskError> {
+    let tower = &student.shape.tower;
+    let mut layers = head_layers(&tower.head, &student.layout, &student.params).map_err(TaskError::input)?;
+    // A head was trained on its teacher's vectors as they were embedded: of unit length where the job normalises.
+    if normalize && matches!(tower.input, Input::Vectors { .. }) {
+        layers.insert(0, StackLayer::Normalize);
+    }
+    Ok(layers)
 }
 
 /// An encoder with everything that its folder needs.

@@ -36,6 +36,7 @@ pub fn order(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
         seed,
         unlabelled,
         sentences,
+        only_questions,
         ..
     } = task
     else {
@@ -43,7 +44,10 @@ pub fn order(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
     };
     let positives = known_positives(bench, queries, sets)?;
     let (source, counts) = match data {
-        PhaseData::Texts => (Source::texts(passages, sentences.as_ref(), &positives), json!({})),
+        PhaseData::Texts => {
+            let passages = if *only_questions { 0 } else { passages.rows };
+            (Source::texts(passages, sentences.as_ref(), &positives), json!({}))
+        }
         PhaseData::Queries => Source::questions(bench, task, positives)?,
     };
     let rows = source.len();
@@ -78,7 +82,9 @@ pub fn order(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
             // A part may begin within a pass, hence one more.
             let variety = rows.saturating_mul(source.variety().saturating_add(1));
             let positions = (steps * batch).min(variety);
-            let needed = (start * batch..start * batch + positions).flat_map(|position| order(position).0);
+            let read = if *only_questions { 1 } else { usize::MAX };
+            let needed = (start * batch..start * batch + positions)
+                .flat_map(|position| order(position).0.into_iter().take(read));
             Some(TokenStore::build(bench, tokens, (queries, passages, sentences.as_ref()), needed.collect())?)
         }
         None => None,
@@ -90,7 +96,7 @@ pub fn order(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
         let last = (first + steps_per_part).min(steps);
         let rows = ((start + first) * batch..(start + last) * batch).map(&order);
         let path = bench.scratch(&part_name(parts.len() as u64));
-        write_part(&path, rows, width, store.as_ref())?;
+        write_part(&path, rows, width, store.as_ref(), *only_questions)?;
         parts.push((part_name(parts.len() as u64), Content::File(path)));
         bench.progress.progress(last, steps, "");
     }

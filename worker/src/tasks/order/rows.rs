@@ -63,20 +63,23 @@ pub(super) fn part_name(part: u64) -> String {
     format!("{part:06}.safetensors")
 }
 
-/// Writes rows of one width, with their tokens where there are some.
+/// Writes rows of one width, with their tokens where there are some; of the first text alone for `only_questions`.
 pub(super) fn write_part(
     path: &Path,
     rows: impl Iterator<Item = (Vec<TextRow>, Vec<u64>)>,
     width: u64,
     store: Option<&TokenStore>,
+    only_questions: bool,
 ) -> Result<(), TaskError> {
     let (mut texts, mut known, mut known_ends) = (Vec::new(), Vec::new(), Vec::new());
     let (mut ids, mut ends) = (Vec::new(), Vec::new());
     for (row, positives) in rows {
-        for text in row {
+        for (at, text) in row.into_iter().enumerate() {
             texts.push(text.encode());
             if let Some(store) = store {
-                ids.extend(store.get(text)?);
+                if at == 0 || !only_questions {
+                    ids.extend(store.get(text)?);
+                }
                 ends.push(ids.len() as u64);
             }
         }

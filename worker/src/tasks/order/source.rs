@@ -124,9 +124,9 @@ pub(super) struct Question {
 }
 
 impl Source {
-    pub fn texts(passages: &Table, sentences: Option<&Table>, positives: &BTreeMap<u64, Vec<u64>>) -> Self {
+    pub fn texts(passages: u64, sentences: Option<&Table>, positives: &BTreeMap<u64, Vec<u64>>) -> Self {
         let sentences = sentences.map_or(0, |table| table.rows);
-        Source::Texts { passages: passages.rows, sentences, queries: positives.keys().copied().collect() }
+        Source::Texts { passages, sentences, queries: positives.keys().copied().collect() }
     }
 
     pub fn questions(

@@ -26,7 +26,7 @@ mod trainer;
 use super::bench::{Content, Produced, TaskError, Workbench};
 use super::order::{OrderReader, StepRows};
 use super::student::{CURVE, SHAPE, STATE, StudentShape, TOKENIZER, WEIGHTS, curve};
-use crate::model::{FileDtype, Tower, write_parameters};
+use crate::model::{FileDtype, Input, Tower, write_parameters};
 use crate::training::checkpoint::{Checkpoint, Checkpoints, InFlight, weights_sha256};
 use crate::vectors::{Tensors, Values, write_tensors};
 use cohort::Standing;
@@ -57,6 +57,19 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
         None => None,
     };
     let signal = signal_vectors;
+    // An encoder reads text: vectors beside it are those of the passages that it asks.
+    let (inputs, candidates) = match &shape.tower.input {
+        Input::Vectors { .. } => (inputs, None),
+        Input::Tokens { .. } => (None, inputs),
+    };
+    if let Some(candidates) = &candidates
+        && candidates.dim() != shape.tower.dim()
+    {
+        let (theirs, own) = (candidates.dim(), shape.tower.dim());
+        return Err(TaskError::Input(format!(
+            "the passages' vectors have {theirs} dimensions, this encoder of questions gives {own}: set `dim`"
+        )));
+    }
     let tower = Tower::new(shape.tower.clone(), &params, &bench.device).map_err(TaskError::input)?;
     // The order holds the rows of this part of the phase; steps are counted over all of it.
     let first = span.map_or(0, |span| u64::from(span.first));
@@ -73,6 +86,7 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
         seed: *seed,
         schedule: schedule(phase, total),
         inputs,
+        candidates,
         signal,
         pad_token_id: pad_token_id(&shape.tower),
         tower,

@@ -93,6 +93,7 @@ impl Trainer<'_> {
                 vectors.row_mut(*cell).copy_from_slice(output.row(at));
             }
         }
+        self.put_candidates(rows, 0..rows.texts.len(), &mut vectors)?;
         let evaluated = self.loss(step, rows, vectors)?;
         if !evaluated.is_finite() {
             return Ok(Some((What::Loss, 0..leaves)));

@@ -210,7 +210,8 @@ pub(super) fn scale_projection(
     let encoder = Tower::new(pooled.clone(), &params[..pooled.layout().len()], &bench.device);
     let encoder = encoder.map_err(TaskError::input)?;
     let mut lengths = Vec::with_capacity(rows.tokens.len());
-    for ids in &rows.tokens {
+    // Candidates of an encoder of questions have no tokens.
+    for ids in rows.tokens.iter().filter(|ids| !ids.is_empty()) {
         let batch = Batch::Tokens(TokenBatch::new(&[ids], pad_token_id(tower)));
         let vector = encoder.encode_training(&batch).map_err(TaskError::input)?;
         lengths.push(vector.data().iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt());

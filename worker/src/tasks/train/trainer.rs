@@ -43,12 +43,13 @@ impl CachedVectors {
         })
     }
 
+    /// Components of a vector; one side may have no vectors at all.
     pub(super) fn dim(&self) -> usize {
-        self.queries.dim()
+        self.queries.dim().max(self.passages.dim())
     }
 
     fn gather(&self, texts: &[TextRow]) -> Result<Matrix, TaskError> {
-        let mut vectors = Matrix::zeros(texts.len(), self.queries.dim());
+        let mut vectors = Matrix::zeros(texts.len(), self.dim());
         for (i, text) in texts.iter().enumerate() {
             let row = match text {
                 TextRow::Query(row) => self.queries.gather(&[*row])?,
@@ -72,7 +73,10 @@ pub(super) struct Trainer<'a> {
     pub(super) seed: u64,
     pub(super) optimizer: AdamW,
     pub(super) schedule: Schedule,
+    /// What the tower reads, where it reads vectors.
     pub(super) inputs: Option<Rc<CachedVectors>>,
+    /// The vectors of candidates, where the tower encodes questions alone.
+    pub(super) candidates: Option<Rc<CachedVectors>>,
     pub(super) signal: Rc<CachedVectors>,
     pub(super) pad_token_id: u32,
     pub(super) tower: Tower,
@@ -158,6 +162,8 @@ impl Trainer<'_> {
                 mine.row_mut(*cell - first_cell).copy_from_slice(output.row(at));
             }
         }
+        let cells = first_cell..first_cell + mine.rows();
+        self.put_candidates(rows, cells, &mut mine)?;
         let encoding = begun.elapsed();
         membership.begin("gathering vectors");
         let (vectors, leave) = self.gather(membership, step, mine, grows, standing)?;
@@ -308,6 +314,25 @@ impl Trainer<'_> {
         Ok((batch, self.dropout(step, rows, part)))
     }
 
+    /// Puts the vectors in place that no pass through the tower makes: those of candidates where it encodes questions
+    /// alone. `into` holds the vectors of `cells`.
+    pub(super) fn put_candidates(
+        &self,
+        rows: &StepRows,
+        cells: Range<usize>,
+        into: &mut Matrix,
+    ) -> Result<(), TaskError> {
+        let Some(candidates) = &self.candidates else { return Ok(()) };
+        let first = cells.start;
+        let cells: Vec<usize> = cells.filter(|cell| !asks(rows, *cell)).collect();
+        let texts: Vec<_> = cells.iter().map(|cell| rows.texts[*cell]).collect();
+        let vectors = candidates.gather(&texts)?;
+        for (at, cell) in cells.iter().enumerate() {
+            into.row_mut(*cell - first).copy_from_slice(vectors.row(at));
+        }
+        Ok(())
+    }
+
     fn dropout(&self, step: u64, rows: &StepRows, part: &Part) -> Option<Dropout> {
         let first = part.microbatch as usize * self.cells(rows);
         let numbers = part.cells.iter().map(|cell| (cell - first) as u64).collect();
@@ -327,6 +352,9 @@ impl Trainer<'_> {
         if self.inputs.is_some() {
             return vec![Part { microbatch, cells: sorted }];
         }
+        if self.candidates.is_some() {
+            sorted.retain(|cell| asks(rows, *cell));
+        }
         let length = |cell: usize| rows.tokens[cell].len();
         sorted.sort_by_key(|cell| (std::cmp::Reverse(length(*cell)), *cell));
         let mut parts = Vec::new();
@@ -340,11 +368,9 @@ impl Trainer<'_> {
         parts
     }
 
-    /// The side of a text is its place in the row: the first one asks, even where it is a passage.
     fn two_sided(&self, vectors: Matrix, rows: &StepRows, cells: &[usize]) -> TwoSided {
         let questions = rows.known_positives.len();
-        let width = rows.texts.len() / questions;
-        let passages = cells.iter().map(|cell| cell % width > 0).collect();
+        let passages = cells.iter().map(|cell| !asks(rows, *cell)).collect();
         // The mean over all passages of the step, whoever computes which of them.
         let pull = self.phase.commitment() / (rows.texts.len() - questions).max(1) as f64;
         TwoSided { vectors, passages, pull: pull as f32 }
@@ -392,6 +418,11 @@ impl Trainer<'_> {
         }
         Ok(Evaluated { value, terms, theta, d_vectors })
     }
+}
+
+/// The side of a text is its place in the row: the first one asks, even where it is a passage.
+fn asks(rows: &StepRows, cell: usize) -> bool {
+    cell.is_multiple_of(rows.texts.len() / rows.known_positives.len())
 }
 
 /// The format of sums on their way between workers.
