@@ -74,6 +74,7 @@ pub fn apply(state: &mut State, fact: &Fact) {
         }
         Fact::Progressed { task, done, total, detail } => with_live(state, *task, |live| {
             live.progress = (*done, *total);
+            live.first_done.get_or_insert(*done);
             live.detail.clone_from(detail);
         }),
     }

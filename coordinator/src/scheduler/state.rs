@@ -138,6 +138,8 @@ pub struct Live {
     pub until_ms: Option<u64>,
     /// Units done and in all.
     pub progress: (u64, u64),
+    /// Units that were done when its generation first told of any.
+    pub first_done: Option<u64>,
     /// For people.
     pub detail: String,
     /// Workers that get ready to join its cohort: since which generation, and whether they are.

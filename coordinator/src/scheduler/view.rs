@@ -158,7 +158,9 @@ fn stage_views(state: &State, id: &JobId, record: &JobRecord, now_ms: u64) -> Ve
         let started_ms = record.stage_started_ms.get(&summary.name);
         let spent_ms = started_ms.map(|started_ms| now_ms.saturating_sub(*started_ms));
         let live = record.end.is_none() && !running.is_empty() && made > 0.0;
-        let eta = |spent_ms: u64| spent_ms as f64 / 1000.0 * (to_make - made) / made;
+        // Tasks of a stage may differ: it ends no sooner than any of those in work.
+        let longest = running.iter().filter_map(|task| seconds_left(task, now_ms)).fold(0.0, f64::max);
+        let eta = |spent_ms: u64| (spent_ms as f64 / 1000.0 * (to_make - made) / made).max(longest);
         StageView {
             name: summary.name.name().to_owned(),
             tasks: summary.tasks,
@@ -178,6 +180,14 @@ fn stage_views(state: &State, id: &JobId, record: &JobRecord, now_ms: u64) -> Ve
 fn progress(task: &TaskRecord) -> f64 {
     let (done, total) = task.live.progress;
     if total == 0 { 0.0 } else { (done as f64 / total as f64).min(1.0) }
+}
+
+/// What is left of a task at the speed of its generation.
+fn seconds_left(task: &TaskRecord, now_ms: u64) -> Option<f64> {
+    let (done, total) = task.live.progress;
+    let made = done.checked_sub(task.live.first_done?).filter(|made| *made > 0)?;
+    let spent_s = now_ms.saturating_sub(task.live.since_ms) as f64 / 1000.0;
+    Some(spent_s * total.saturating_sub(done) as f64 / made as f64)
 }
 
 fn detail(running: &[&&TaskRecord]) -> String {

@@ -369,23 +369,26 @@ fn progress_shows_in_the_view_and_not_in_the_journal() {
     let (task, attempt) = cluster.first("w1").unwrap();
     let before = cluster.journal.len();
     cluster.now_ms += 2_000;
-    let detail = "row 1/4".to_owned();
-    let (worker, session) = (worker("w1"), 1);
-    let (done, total, microbatch_us, waiting) = (1, 4, 0, false);
-    cluster.feed(Input::Progress {
-        worker,
-        session,
+    let told = |done| Input::Progress {
+        worker: worker("w1"),
+        session: 1,
         task,
         attempt,
         done,
-        total,
-        detail,
-        microbatch_us,
-        waiting,
-    });
+        total: 4,
+        detail: format!("row {done}/4"),
+        microbatch_us: 0,
+        waiting: false,
+    };
+    cluster.feed(told(1));
     assert_eq!(cluster.journal.len(), before);
     let view = view::job(&cluster.state, &job, cluster.now_ms).unwrap();
     let stage = &view.stages[0];
     assert_eq!((stage.fraction, stage.detail.as_str(), stage.eta_seconds), (0.25, "row 1/4", Some(6.0)));
     assert_eq!(view.elapsed.as_millis(), 2_000);
+    // It slows down: what is left takes as long as its own speed says, counted from what it first told.
+    cluster.now_ms += 8_000;
+    cluster.feed(told(2));
+    let view = view::job(&cluster.state, &job, cluster.now_ms).unwrap();
+    assert_eq!(view.stages[0].eta_seconds, Some(20.0));
 }
