@@ -240,8 +240,10 @@ fn check_student(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Check
     let from_head = !["pca", "random"].contains(&student.init.as_str());
     if from_head {
         let dims = |other: &StudentSpec| other.dim == student.dim && other.hidden.is_none();
-        let message = "must be \"pca\", \"random\" or an earlier linear head of the same `dim`";
-        ensure(earlier_head(spec, student, &student.init).is_some_and(dims), &key("init"), message)?;
+        let message = "must be \"pca\", \"random\" or an earlier linear head of the same `dim`; for an encoder of questions \
+                       also the trained codes that it asks";
+        let starts = earlier_head(spec, student, &student.init).is_some_and(dims) || starts_as_asked(spec, student);
+        ensure(starts, &key("init"), message)?;
     }
     check_quantised(spec, student, at)?;
     ensure(
@@ -266,6 +268,20 @@ fn check_asked(spec: &JobSpec, student: &StudentSpec, at: &[&str]) -> Check {
     let dims = asked.and_then(|asked| coded_dim(spec, asked)).zip(student.dim);
     let message = |(theirs, own)| format!("{on:?} has vectors of {theirs} dimensions, this student of {own}");
     ensure(dims.is_none_or(|(theirs, own)| theirs == own), at, dims.map(message).unwrap_or_default())
+}
+
+/// Whether an encoder of questions starts from the questions' map of the codes that it asks, which have one where they
+/// were trained on linear maps.
+fn starts_as_asked(spec: &JobSpec, student: &StudentSpec) -> bool {
+    let asked = student.on.as_deref().filter(|on| student.only_asks() && *on == student.init);
+    let codes = asked.and_then(|on| earlier(spec, student, on));
+    codes.is_some_and(|codes| {
+        let base = codes.on.as_deref().and_then(|on| earlier_head(spec, codes, on));
+        let linear = base.is_none_or(|head| head.hidden.is_none());
+        let dim = coded_dim(spec, codes);
+        let same = dim.is_none_or(|dim| student.dim == Some(dim));
+        codes.kind == StudentKind::Quantised && !codes.phase.is_empty() && linear && same
+    })
 }
 
 /// The dimensions of a head's vectors, or of those that codes stand for; none where they are the teacher's.

@@ -46,12 +46,11 @@ impl Row<'_> {
 
 /// Softmax cross-entropy of candidate `own` among the kept ones.
 pub(super) fn info_nce(row: &mut Row, own: usize, temperature: f64) -> Value {
-    let log_sum = log_sum_exp(row.scores, row.keep, temperature);
+    let Softmax { shares, log_sum } = softmax(row.scores, row.keep, temperature);
     let value = log_sum - row.scores[own] / temperature;
-    let by_log_temperature = row.add(|row, j| {
-        let p = (row.scores[j] / temperature - log_sum).exp();
+    let by_log_temperature = row.add(|_, j| {
         let label = if j == own { 1.0 } else { 0.0 };
-        (p - label) / temperature
+        (shares[j] - label) / temperature
     });
     Value { value, by_log_temperature }
 }
@@ -70,21 +69,20 @@ pub(super) fn kl(row: &mut Row, spec: Divergence) -> Value {
         return Value::default();
     }
     let Divergence { temperature, teacher_temperature, direction } = spec;
-    let student_sum = log_sum_exp(row.scores, row.keep, temperature);
-    let teacher_sum = log_sum_exp(row.teacher, row.keep, teacher_temperature);
-    let log_q = |row: &Row, j: usize| row.scores[j] / temperature - student_sum;
-    let log_p = |row: &Row, j: usize| row.teacher[j] / teacher_temperature - teacher_sum;
+    let q = softmax(row.scores, row.keep, temperature);
+    let p = softmax(row.teacher, row.keep, teacher_temperature);
+    let log_q = |row: &Row, j: usize| row.scores[j] / temperature - q.log_sum;
+    let log_p = |row: &Row, j: usize| row.teacher[j] / teacher_temperature - p.log_sum;
     match direction {
         Direction::TeacherStudent => {
-            let value = row.kept().map(|j| log_p(row, j).exp() * (log_p(row, j) - log_q(row, j))).sum();
-            let by_log_temperature =
-                row.add(|row, j| (log_q(row, j).exp() - log_p(row, j).exp()) / temperature);
+            let value = row.kept().map(|j| p.shares[j] * (log_p(row, j) - log_q(row, j))).sum();
+            let by_log_temperature = row.add(|_, j| (q.shares[j] - p.shares[j]) / temperature);
             Value { value, by_log_temperature }
         }
         Direction::StudentTeacher => {
-            let value: f64 = row.kept().map(|j| log_q(row, j).exp() * (log_q(row, j) - log_p(row, j))).sum();
+            let value: f64 = row.kept().map(|j| q.shares[j] * (log_q(row, j) - log_p(row, j))).sum();
             let by_log_temperature =
-                row.add(|row, j| log_q(row, j).exp() * (log_q(row, j) - log_p(row, j) - value) / temperature);
+                row.add(|row, j| q.shares[j] * (log_q(row, j) - log_p(row, j) - value) / temperature);
             Value { value, by_log_temperature }
         }
     }
@@ -109,9 +107,22 @@ pub(super) fn margin_mse(row: &mut Row, scale: f64) -> Value {
     Value { value: value / negatives as f64, by_log_temperature: 0.0 }
 }
 
-/// ln Σ exp(score / temperature) over kept candidates; a NaN among them stays one.
-fn log_sum_exp(scores: &[f64], keep: &[bool], temperature: f64) -> f64 {
+/// The softmax of the kept candidates' scores.
+struct Softmax {
+    /// Each candidate's share; zero for those left out.
+    shares: Vec<f64>,
+    /// ln Σ exp(score / temperature).
+    log_sum: f64,
+}
+
+/// Exponentials are most of a loss's work on a whole corpus, so that each is computed once. A NaN among the scores stays
+/// one.
+fn softmax(scores: &[f64], keep: &[bool], temperature: f64) -> Softmax {
     let kept = || scores.iter().zip(keep).filter(|(_, k)| **k).map(|(s, _)| s / temperature);
     let top = kept().fold(f64::NEG_INFINITY, f64::max);
-    top + kept().map(|s| (s - top).exp()).sum::<f64>().ln()
+    let power = |(s, k): (&f64, &bool)| if *k { (s / temperature - top).exp() } else { 0.0 };
+    let mut shares: Vec<f64> = scores.iter().zip(keep).map(power).collect();
+    let sum: f64 = shares.iter().sum();
+    shares.iter_mut().for_each(|share| *share /= sum);
+    Softmax { shares, log_sum: top + sum.ln() }
 }

@@ -281,7 +281,10 @@ impl Planner<'_, '_> {
             _ if student.is_narrow() || student.dim.is_none() => ProjectionStart::Random,
             "random" => ProjectionStart::Random,
             "pca" => ProjectionStart::Pca { pca: pca.cloned().ok_or_else(|| missing("pca"))? },
-            name => ProjectionStart::Head { student: head(student, name, earlier)?.last.clone() },
+            name => {
+                let asked = self.asked(student, earlier)?.filter(|_| student.on.as_deref() == Some(name));
+                ProjectionStart::Head { student: asked.map_or_else(|| head(student, name, earlier), Ok)?.last.clone() }
+            }
         };
         let start = match student.kind {
             StudentKind::Head => {

@@ -188,14 +188,15 @@ fn start_projection(
     tower.set_head(params, &weight, &bias).map_err(TaskError::input)
 }
 
-/// The weight [dim, input] and the bias of a linear head.
+/// The weight [dim, input] and the bias of a linear head, or of the map that asks trained codes.
 fn linear_head(student: &Student) -> Option<(Matrix, Vec<f32>)> {
-    let values = |path| student.layout.get(path).map(|entry| &student.params[entry.range()]);
+    let map = if matches!(student.shape.tower.head, Head::Coded(_)) { "head.query" } else { "head" };
+    let values = |name| student.layout.get(&format!("{map}.{name}")).map(|entry| &student.params[entry.range()]);
     let (dim, input) = (student.shape.tower.dim(), student.shape.tower.head_input());
     // The flat vector holds the weight as [input, dim].
-    let flat = values("head.weight")?;
+    let flat = values("weight")?;
     let weight = (0..dim * input).map(|i| flat[(i % input) * dim + i / input]).collect();
-    Some((Matrix::new(dim, input, weight), values("head.bias")?.to_vec()))
+    Some((Matrix::new(dim, input, weight), values("bias")?.to_vec()))
 }
 
 /// An encoder's pooled vectors are not of unit length like those that its projection was made for. Dividing the
