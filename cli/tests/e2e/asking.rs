@@ -27,7 +27,7 @@ fn spec() -> String {
         format!("{codes}{queries}"),
         asker("asks-teacher", "teacher", &texts("teacher")),
         asker("asks-head", "head-8", &format!("dim = 8\ninit = \"head-8\"\n{}{queries}", texts("head-8"))),
-        asker("asks-codes", "codes", &format!("dim = 8\ninit = \"head-8\"\n{}{queries}", texts("codes"))),
+        asker("asks-codes", "codes", &format!("dim = 8\ninit = \"codes\"\n{}{queries}", texts("codes"))),
     ]
     .concat()
 }

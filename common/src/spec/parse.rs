@@ -274,6 +274,14 @@ loss = [{ kind = "info_nce", temperature = 0.05 }]
             refuse(&with(keys, signal), &[], &[expected]);
         }
         refuse(&with("on = \"teacher\"\n", "teacher"), &[("sets.train", "[]")], &["sets.train"]);
+        // Only trained codes have a map of their own to start from.
+        let start = with("on = \"codes\"\ndim = 8\ninit = \"codes\"\n", "codes");
+        refuse(&start, &[], &["the trained codes that it asks"]);
+        let phase = "[[student.phase]]\ndata = \"queries\"\nsteps = 5\nbatch = 4\nlearning_rate = 1e-3\n\
+                     loss = [{ kind = \"kl\" }]\n";
+        let trained = start.replacen(codes, &format!("{codes}{phase}"), 1);
+        assert!(parse(&trained, "job.toml", &[]).is_ok());
+        refuse(&trained.replacen("on = \"codes\"", "on = \"head-8\"", 1), &[], &["must be \"pca\""]);
     }
 
     #[test]
