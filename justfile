@@ -92,6 +92,11 @@ bench-embed MODEL CORPUS *ARGS: parity-setup
     cargo build --release --package retort-worker --example encoder_peer
     {{ venv }}/bin/python tests/bench/encoder.py embed --model {{ MODEL }} --corpus {{ CORPUS }} {{ ARGS }}
 
+# Passages per second of an exported encoder beside its teacher's, alternating, two threads each.
+bench-student TEACHER STUDENT CORPUS *ARGS:
+    cargo build --release --package retort-worker --example encoder_peer
+    python3 tests/bench/encoder.py student --model {{ TEACHER }} --student {{ STUDENT }} --corpus {{ CORPUS }} {{ ARGS }}
+
 # Texts per second of an encoder student's training steps beside a plain PyTorch loop, two threads each.
 bench-train MODEL CORPUS *ARGS: parity-setup
     cargo build --release --package retort-worker --example encoder_peer

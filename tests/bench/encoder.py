@@ -1,7 +1,9 @@
-"""Speed of Retort's embedding and encoder training beside sentence-transformers and a plain PyTorch loop, in alternating runs.
+"""Speed of Retort's embedding and encoder training beside sentence-transformers and a plain PyTorch loop, in alternating runs,
+and of a student's embedding beside its teacher's.
 
     encoder.py embed --model DIR --corpus BEIR_FOLDER --peer target/release/examples/encoder_peer
     encoder.py train --model DIR --corpus BEIR_FOLDER --peer target/release/examples/encoder_peer
+    encoder.py student --model TEACHER --student DIR --corpus BEIR_FOLDER --peer target/release/examples/encoder_peer
 
 Both sides have `--threads` compute threads in all and see the same texts. PyTorch is one process. Ours are the tasks that workers
 run: embedding in as many processes of one thread as there are threads, training in a cohort of as many members, which exchange
@@ -58,16 +60,16 @@ def race(commands, environment):
     return items / wall, items / sum(result["processor_seconds"] for result in results)
 
 
-def ours(args, texts, folder):
+def ours(args, texts, folder, work, model):
     # Every n-th text each, so that all have the same lengths.
-    shares = [texts[i :: args.parts] for i in range(args.parts)] if args.work == "embed" else [texts]
-    threads = args.threads // args.parts if args.work == "embed" else args.threads
+    shares = [texts[i :: args.parts] for i in range(args.parts)] if work == "embed" else [texts]
+    threads = args.threads // args.parts if work == "embed" else args.threads
     commands = []
     for i, share in enumerate(shares):
         path = os.path.join(folder, f"ours-{i}.json")
         settings = {
-            "work": args.work,
-            "model": os.path.abspath(args.model),
+            "work": work,
+            "model": os.path.abspath(model),
             "texts": share,
             "device": args.device,
             "threads": threads,
@@ -167,8 +169,9 @@ def peer(path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=["embed", "train"])
+    parser.add_argument("work", choices=["embed", "train", "student"])
     parser.add_argument("--model", required=True)
+    parser.add_argument("--student", help="the folder of an encoder that a job has exported")
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--peer", default="target/release/examples/encoder_peer")
     parser.add_argument("--device", default="flex")
@@ -186,14 +189,26 @@ def main():
         return peer(args.settings)
     args.parts = args.parts or args.threads
     texts = read_texts(args.corpus, args.skip, args.count)
-    name = f"{args.device}, {args.parts} x {args.threads // args.parts} threads"
-    sides = {"pytorch": [], name: []}
+    place = f"{args.device}, {args.parts} x {args.threads // args.parts} threads"
+    if args.work == "student":
+        if not args.student:
+            parser.error("student needs --student")
+        runs = {
+            f"teacher, {place}": lambda folder: ours(args, texts, folder, "embed", args.model),
+            f"student, {place}": lambda folder: ours(args, texts, folder, "embed", args.student),
+        }
+    else:
+        runs = {
+            "pytorch": lambda folder: theirs(args, texts, folder),
+            place: lambda folder: ours(args, texts, folder, args.work, args.model),
+        }
+    sides = {name: [] for name in runs}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(args.rounds):
-            sides["pytorch"].append(theirs(args, texts, folder))
-            sides[name].append(ours(args, texts, folder))
+            for name, run in runs.items():
+                sides[name].append(run(folder))
     for at, unit in enumerate(["texts/s", "texts per second of processor time"]):
-        reference = statistics.median(speeds[at] for speeds in sides["pytorch"])
+        reference = statistics.median(speeds[at] for speeds in next(iter(sides.values())))
         for side, speeds in sides.items():
             middle = statistics.median(speed[at] for speed in speeds)
             runs = " ".join(f"{speed[at]:.1f}" for speed in speeds)
