@@ -145,6 +145,9 @@ pub enum Task {
         code: CodeKind,
         /// Bytes of a code.
         bytes: u32,
+        /// Whether signs stand for vectors of unit length.
+        #[serde(default, skip_serializing_if = "is_false")]
+        unit: bool,
         /// Seed of the clustering.
         seed: u64,
         /// The kernels' fingerprint.

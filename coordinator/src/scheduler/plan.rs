@@ -203,15 +203,7 @@ impl Planner<'_, '_> {
         rows.extend(self.teacher_baselines(&base, dim, &pca_dims)?);
         for student in &spec.student {
             let Some(planned) = trained.get(student.name.as_str()) else { continue };
-            let kind = match planned.kind {
-                StudentKind::Head => "head",
-                StudentKind::Encoder => "encoder",
-                StudentKind::Quantised => "quantised",
-            };
-            let export = planned.export.clone();
-            let mut row = self.dense_row(&base, &student.name, kind, &planned.vectors, export);
-            row.bytes_per_passage = planned.bytes.map_or(row.bytes_per_passage, f64::from);
-            rows.push(row);
+            rows.push(self.student_row(&base, student, planned));
             rows.extend(self.student_baselines(&base, &student.name, &planned.vectors)?);
         }
         if spec.baselines.bm25 {

@@ -3,7 +3,7 @@
 
 use super::students::head;
 use super::{Base, PlanError, Planner, Trained, derived_seed};
-use retort_common::spec::{StudentKind, StudentSpec};
+use retort_common::spec::{CodeKind, StudentKind, StudentSpec};
 use retort_common::task::{ArtifactId, StudentStart, Task, VectorSet};
 use std::collections::BTreeMap;
 
@@ -28,6 +28,7 @@ impl Planner<'_, '_> {
             vectors: vectors.passages.clone(),
             code: student.code.unwrap_or_default(),
             bytes,
+            unit: student.code == Some(CodeKind::Binary) && self.normalizes(),
             seed: derived_seed(spec.seed, &student.name, 0),
             fingerprint: base.fingerprint.clone(),
         });
