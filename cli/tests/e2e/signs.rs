@@ -69,6 +69,26 @@ fn check_scores(home: &Home, report: &Path, row: &str) {
     assert!(questions.values().flatten().any(|x| (x.abs() - worth).abs() > 1e-3));
 }
 
+/// Checks that the exported model gives the questions that ask a row.
+fn check_model(home: &Home, row: &str) {
+    let model = export(home, row, "st");
+    let card = std::fs::read_to_string(model.join("README.md")).unwrap();
+    assert!(card.contains(&format!("{row} --format faiss")), "{card}");
+    let index = format!("{row}-questions");
+    home.retort(&format!("encode {} data/queries.jsonl --index {index}", model.display())).expect(0, &[]);
+    let bytes = std::fs::read(home.path().join(index).join("vectors-000000.safetensors")).unwrap();
+    let header = 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    let found = bytes[header..].as_chunks().0.iter().map(|value| f32::from_le_bytes(*value));
+    let found: Vec<f32> = found.collect();
+    let asked = vectors(&home.path().join(format!("{row}-npy")), "queries");
+    for (id, asked) in asked {
+        // Questions stand in the file by their numbers.
+        let number: usize = id.trim_start_matches('q').parse().unwrap();
+        let apart = asked.iter().zip(&found[number * DIM..]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(apart < 1e-5, "{row}: question {id} is {apart} off");
+    }
+}
+
 #[test]
 fn signs_are_asked_by_real_questions_and_the_same_from_any_number_of_workers() {
     let (home, folder, json) = run(1);
@@ -80,6 +100,13 @@ fn signs_are_asked_by_real_questions_and_the_same_from_any_number_of_workers() {
         let index = export(&home, name, "faiss").join("manifest.json");
         let manifest: Value = serde_json::from_slice(&std::fs::read(index).unwrap()).unwrap();
         assert_eq!(manifest["index"]["bytes_per_passage"], 1);
+    }
+    check_model(&home, "trained");
+    // Where nothing but a quantiser was fitted, the head asks.
+    let head = folder.join("models/head-8");
+    for file in files(&head).iter().filter(|file| !file.ends_with("README.md")) {
+        let read = |student: &str| std::fs::read(folder.join("models").join(student).join(file)).unwrap();
+        assert!(read("head-8") == read("fitted"), "{}", file.display());
     }
     let (_other, folders, again) = run(3);
     assert_eq!(json["rows"], again["rows"]);

@@ -161,7 +161,7 @@ struct Trained {
     vectors: VectorSet,
     /// What the teacher's vectors of questions go through to become its own; nothing for an encoder, which reads text.
     maps: Vec<ArtifactId>,
-    /// None for codes, which need their head.
+    /// For codes what asks them; none where that is the teacher as it is.
     export: Option<ArtifactId>,
     /// Bytes of a passage, where they are not its dimensions' four each.
     bytes: Option<u32>,
