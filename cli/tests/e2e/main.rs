@@ -5,6 +5,7 @@
 //! - [`data`]: other layouts than BEIR's, `dataset check` and `eval`
 //! - [`job`]: whole jobs, by `retort run` and on a cluster started by hand
 //! - [`asking`]: students that encode questions alone
+//! - [`signs`]: students whose passages are a bit for each dimension
 //! - [`kill`]: whole jobs while processes are killed
 //! - [`cohort`]: one training by several workers, killed, frozen and joined: always the same weights
 //! - [`checkpoints`]: described, kept and deleted
@@ -38,6 +39,7 @@ mod full_store;
 mod job;
 #[cfg(target_os = "linux")]
 mod kill;
+mod signs;
 mod support;
 #[cfg(target_os = "linux")]
 mod training;

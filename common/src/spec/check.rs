@@ -242,7 +242,8 @@ fn check_student(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Check
         let dims = |other: &StudentSpec| other.dim == student.dim && other.hidden.is_none();
         let message = "must be \"pca\", \"random\" or an earlier linear head of the same `dim`; for an encoder of questions \
                        also the trained codes that it asks";
-        let starts = earlier_head(spec, student, &student.init).is_some_and(dims) || starts_as_asked(spec, student);
+        let starts =
+            earlier_head(spec, student, &student.init).is_some_and(dims) || starts_as_asked(spec, student);
         ensure(starts, &key("init"), message)?;
     }
     check_quantised(spec, student, at)?;
@@ -327,9 +328,23 @@ fn check_quantised(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Che
         &key("on"),
         "must be \"teacher\" or the name of an earlier head",
     )?;
-    let product = student.code.unwrap_or_default() == CodeKind::Product;
-    let divides = head.and_then(|head| head.dim).is_none_or(|dim| dim.is_multiple_of(bytes));
-    ensure(!product || divides, &key("bytes"), "must divide the head's `dim`, or use code = \"residual\"")
+    // The teacher's dimensions are known when it is read.
+    let Some(dim) = head.and_then(|head| head.dim) else { return Ok(()) };
+    let (fits, message) = match student.code.unwrap_or_default() {
+        CodeKind::Product => {
+            let message = "must divide the head's `dim`, or use code = \"residual\"";
+            (dim.is_multiple_of(bytes), message.to_owned())
+        }
+        CodeKind::Residual => return Ok(()),
+        CodeKind::Binary => {
+            let message = format!(
+                "must be the head's `dim` / 8 with code = \"binary\", a bit for each dimension: 8 bytes go with dim = 64, \
+                 16 with 128, 32 with 256; {on:?} has dim = {dim}"
+            );
+            (bytes.checked_mul(8) == Some(dim), message)
+        }
+    };
+    ensure(fits, &key("bytes"), message)
 }
 
 /// The student called `name` that stands before `student`.

@@ -253,6 +253,8 @@ pub enum CodeKind {
     Product,
     /// A sum of vectors, one for each byte (Chen et al. 2010, residual quantisation).
     Residual,
+    /// A rotation, then the sign of each dimension, a bit (Gong & Lazebnik 2011, ITQ).
+    Binary,
 }
 
 /// One phase of a student's training.

@@ -157,6 +157,7 @@ fn line_of(text: &str, path: &[String]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::CodeKind;
 
     const GOOD: &str = r#"name = "small"
 [corpus]
@@ -224,6 +225,14 @@ loss = [{ kind = "info_nce", temperature = 0.05 }]
             refuse(&with(keys), &[], &[expected]);
         }
         assert!(parse(&with("bytes = 3\non = \"head-8\"\ncode = \"residual\"\n"), "job.toml", &[]).is_ok());
+        let signs = with("on = \"head-8\"\nbytes = 1\ncode = \"binary\"\n");
+        assert_eq!(parse(&signs, "job.toml", &[]).unwrap().student[1].code, Some(CodeKind::Binary));
+        let pairs = ["`dim` / 8", "16 with 128", "\"head-8\" has dim = 8"];
+        refuse(&signs.replace("bytes = 1", "bytes = 2"), &[], &pairs);
+        refuse(&signs.replacen("dim = 8", "dim = 12", 1), &[], &["\"head-8\" has dim = 12"]);
+        refuse(&signs.replace("\"binary\"", "\"binarry\""), &[], &["did you mean `binary`"]);
+        // The teacher's dimensions are known when it is read.
+        assert!(parse(&signs.replace("on = \"head-8\"\nbytes = 1", "bytes = 48"), "job.toml", &[]).is_ok());
         refuse(&GOOD.replace("dim = 8", "dim = 8\nbytes = 4"), &[], &["goes with kind = \"quantised\""]);
         let phase = "[[student.phase]]\ndata = \"queries\"\nsteps = 5\nbatch = 4\nlearning_rate = 1e-3\n\
                      loss = [{ kind = \"kl\" }]\n";

@@ -145,6 +145,9 @@ pub enum Task {
         code: CodeKind,
         /// Bytes of a code.
         bytes: u32,
+        /// Whether signs stand for vectors of unit length.
+        #[serde(default, skip_serializing_if = "is_false")]
+        unit: bool,
         /// Seed of the clustering.
         seed: u64,
         /// The kernels' fingerprint.
@@ -280,10 +283,13 @@ pub enum Task {
         /// The metrics.
         metrics: Vec<String>,
     },
-    /// A student as a sentence-transformers folder, or a head as weights. Meta: files.
+    /// A student as a sentence-transformers folder; of one that ends in codes, what asks them. Meta: files.
     ExportStudent {
         /// The last phase's artifact.
         student: ArtifactId,
+        /// The MLP whose vectors it reads, where codes stand on one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        below: Option<ArtifactId>,
         /// The encoder a head stands on, or the tokenizer's origin.
         base: ModelFiles,
         /// The encoder of questions, where a head stands on two; `base` is that of passages then.

@@ -161,7 +161,7 @@ struct Trained {
     vectors: VectorSet,
     /// What the teacher's vectors of questions go through to become its own; nothing for an encoder, which reads text.
     maps: Vec<ArtifactId>,
-    /// None for codes, which need their head.
+    /// For codes what asks them; none where that is the teacher as it is.
     export: Option<ArtifactId>,
     /// Bytes of a passage, where they are not its dimensions' four each.
     bytes: Option<u32>,
@@ -203,15 +203,7 @@ impl Planner<'_, '_> {
         rows.extend(self.teacher_baselines(&base, dim, &pca_dims)?);
         for student in &spec.student {
             let Some(planned) = trained.get(student.name.as_str()) else { continue };
-            let kind = match planned.kind {
-                StudentKind::Head => "head",
-                StudentKind::Encoder => "encoder",
-                StudentKind::Quantised => "quantised",
-            };
-            let export = planned.export.clone();
-            let mut row = self.dense_row(&base, &student.name, kind, &planned.vectors, export);
-            row.bytes_per_passage = planned.bytes.map_or(row.bytes_per_passage, f64::from);
-            rows.push(row);
+            rows.push(self.student_row(&base, student, planned));
             rows.extend(self.student_baselines(&base, &student.name, &planned.vectors)?);
         }
         if spec.baselines.bm25 {

@@ -3,8 +3,8 @@
 use crate::cluster::Cluster;
 use crate::sample;
 use retort_common::ids::{Digest, TaskId};
-use retort_common::spec::{JobSpec, MiningSource};
-use retort_common::task::{ArtifactId, Encoder, Side, Stage, StudentStart, Task};
+use retort_common::spec::{CodeKind, JobSpec, MiningSource};
+use retort_common::task::{ArtifactId, Encoder, Retriever, Side, Stage, StudentStart, Task};
 use retort_coordinator::scheduler::Outcome;
 use retort_coordinator::scheduler::plan::{Plan, PlanContext, PlanError, plan};
 use serde_json::{Value, json};
@@ -223,6 +223,43 @@ fn codes_with_phases_are_trained_from_the_fitted_quantiser() {
     let row = rows.iter().find(|row| row.name == "codes").unwrap();
     assert_eq!((row.kind.as_str(), row.bytes_per_passage), ("quantised", 2.0));
     assert!(training.contains(&("codes".to_owned(), vec![student])));
+}
+
+#[test]
+fn signs_are_scanned_as_they_lie_by_questions_as_they_are() {
+    for trained in [false, true] {
+        let mut spec = sample::full("j", 1);
+        spec.student.truncate(2);
+        spec.student[0].dim = Some(8);
+        (spec.student[1].code, spec.student[1].bytes) = (Some(CodeKind::Binary), Some(1));
+        if trained {
+            spec.student[1].phase = vec![spec.student[0].phase[0].clone()];
+        }
+        retort_common::spec::check(&spec).unwrap();
+        let tasks = last_plan(&spec);
+        assert!(tasks.iter().any(|task| matches!(task, Task::FitQuantizer { unit: true, .. })));
+        let scan = tasks.iter().find_map(|task| match task {
+            Task::Search {
+                retriever: Retriever::Codes { queries, quantizer, codes, hamming, .. }, ..
+            } => Some((queries, quantizer, codes, hamming)),
+            _ => None,
+        });
+        let (queries, quantizer, codes, hamming) = scan.unwrap();
+        assert_eq!(
+            (quantizer.kind.as_str(), hamming),
+            (if trained { "student" } else { "quantizer" }, &false)
+        );
+        let made = |artifact: &ArtifactId| tasks.iter().find(|task| task.output() == *artifact).unwrap();
+        for shard in codes {
+            assert!(matches!(made(shard), Task::Quantize { quantizer: by, .. } if by == quantizer));
+        }
+        // The questions of the head, or those of the student's own map.
+        let Task::Project { student, .. } = made(&queries[0]) else { panic!("questions are no vectors") };
+        assert_eq!(student == quantizer, trained);
+        let Some(Task::Report { rows, .. }) = tasks.last() else { panic!("no report") };
+        let row = rows.iter().find(|row| row.name == "codes").unwrap();
+        assert_eq!((row.kind.as_str(), row.bytes_per_passage), ("quantised", 1.0));
+    }
 }
 
 #[test]

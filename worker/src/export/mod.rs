@@ -222,7 +222,11 @@ fn model(
     output: &mut Output,
 ) -> Result<(), TaskError> {
     let export = row.export.as_ref().ok_or_else(|| {
-        TaskError::Input(format!("{:?} is no student: only those are exported as models", row.name))
+        let why = match row.kind.as_str() {
+            "quantised" => "is asked by the teacher as it is, which is the model of its index",
+            _ => "is no student: only those are exported as models",
+        };
+        TaskError::Input(format!("{:?} {why}", row.name))
     })?;
     let manifest = bench.manifest(export)?;
     for part in &manifest.parts {

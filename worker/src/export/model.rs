@@ -175,7 +175,7 @@ fn write_layer(folder: &Path, layer: &StackLayer) -> Result<(), FolderError> {
     }
 }
 
-/// A student's head as layers.
+/// A student's head as layers; of one that ends in codes, the questions' side.
 pub fn head_layers(
     head: &Head,
     layout: &ParamLayout,
@@ -197,8 +197,8 @@ pub fn head_layers(
             linear("head.hidden", *hidden, Activation::Gelu)?,
             linear("head.output", *dim, Activation::Identity)?,
         ]),
-        // Its two sides differ and end in codes: no folder of layers says that.
-        Head::Coded(_) => Err(FolderError::Layer { name: "head" }),
+        // What asks its codes. Passages go through a map of their own and end in codes, which no folder of layers says.
+        Head::Coded(shape) => Ok(vec![linear("head.query", shape.dim, Activation::Identity)?]),
     }
 }
 

@@ -220,11 +220,15 @@ pub(super) fn index(
     }
     let quantizer = quantizer(bench, row)?;
     let source = Source::open(bench, row, true, quantizer.as_ref())?;
-    // Other codes than those of a product quantiser are stored as the vectors that they stand for.
-    let storage = match quantizer.as_ref().map(|quantizer| &quantizer.code) {
-        Some(Code::Product(pq)) => {
-            Storage::Product { subspaces: pq.subquantizers(), centroids: pq.codebooks().to_vec() }
-        }
+    // Eight bits are a byte of a product quantiser, whose centroids are all the patterns that they make. Other codes are
+    // stored as the vectors that they stand for.
+    let centroids = match quantizer.as_ref().map(|quantizer| &quantizer.code) {
+        Some(Code::Product(pq)) => Some(pq.codebooks().to_vec()),
+        Some(Code::Binary(binary)) => binary.codebooks(),
+        _ => None,
+    };
+    let storage = match (&quantizer, centroids) {
+        (Some(quantizer), Some(centroids)) => Storage::Product { subspaces: quantizer.bytes(), centroids },
         _ => Storage::Flat,
     };
     let mut names = Vec::with_capacity(source.rows as usize);

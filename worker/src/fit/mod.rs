@@ -3,10 +3,12 @@
 //! - [`pca`]: principal components, the direct rival of a distilled head
 //! - [`quantizer`]: an affine map and a code as one thing, with its file and the codes of passages
 //! - [`pq`], [`opq`]: product quantisation, and a rotation learnt for it
+//! - [`itq`]: signs after a rotation learnt for them
 //! - [`residual`]: sums of whole vectors, which keep more in few bytes
 //! - [`scalar`]: a signed byte or a bit for each dimension
 //! - [`kmeans`]: the clustering under both
 
+pub mod itq;
 pub mod kmeans;
 pub mod opq;
 pub mod pca;
@@ -15,6 +17,7 @@ pub mod quantizer;
 pub mod residual;
 pub mod scalar;
 
+pub use itq::train_itq;
 pub use opq::train_opq;
 pub use pca::{Pca, PcaAccumulator, PcaError};
 pub use pq::ProductQuantizer;

@@ -8,7 +8,7 @@
 
 use super::kmeans;
 use super::pq::{ProductQuantizer, check_training};
-use super::quantizer::{AffineMap, Codes, QuantizerError};
+use super::quantizer::{AffineMap, QuantizerError};
 use crate::matrix::Matrix;
 use crate::mining::counter;
 use crate::parallel;
@@ -36,23 +36,15 @@ pub fn train_opq(
 ) -> Result<(AffineMap, ProductQuantizer), QuantizerError> {
     let dim = vectors.dim();
     check_training(vectors)?;
-    let value = |i: usize| counter::unit(counter::hash(seed, &[i as u64])) as f32 - 0.5;
-    let random: Vec<f32> = (0..dim * dim).map(value).collect();
-    let mut rotation = nearest_rotation(&random, dim).unwrap_or_else(|| identity(dim));
+    let mut rotation = random_rotation(dim, seed);
     let mut pq: Option<ProductQuantizer> = None;
     for round in 0..rounds {
         let rotated = rotate(&rotation, vectors, threads)?;
         let steps = if round == 0 { FIRST_KMEANS } else { KMEANS };
         let trained = ProductQuantizer::train(&rotated, subquantizers, pq.as_ref(), steps, seed, threads)?;
         let codes = trained.encode(&rotated, threads);
-        let mut target = products(&trained, &codes, vectors, threads);
-        // A little of the rotation so far decides where the vectors do not.
-        let pull =
-            1e-3 * target.iter().zip(&rotation).map(|(m, r)| f64::from(m * r)).sum::<f64>() / dim as f64;
-        target.iter_mut().zip(&rotation).for_each(|(m, r)| *m += pull.max(0.0) as f32 * r);
-        if let Some(nearest) = nearest_rotation(&target, dim) {
-            rotation = nearest;
-        }
+        let decode = |row: usize, target: &mut [f32]| trained.decode_row(codes.row(row), target);
+        turn(&mut rotation, products(vectors, threads, decode), dim);
         pq = Some(trained);
     }
     let rotated = rotate(&rotation, vectors, threads)?;
@@ -60,7 +52,22 @@ pub fn train_opq(
     Ok((AffineMap::new(dim, rotation, vec![0.0; dim], false)?, pq))
 }
 
-fn rotate(rotation: &[f32], vectors: &Matrix, threads: usize) -> Result<Matrix, QuantizerError> {
+pub(super) fn random_rotation(dim: usize, seed: u64) -> Vec<f32> {
+    let value = |i: usize| counter::unit(counter::hash(seed, &[i as u64])) as f32 - 0.5;
+    let random: Vec<f32> = (0..dim * dim).map(value).collect();
+    nearest_rotation(&random, dim).unwrap_or_else(|| identity(dim))
+}
+
+/// The rotation nearest to `target`, which is Ŷᵀ X. A little of the rotation so far decides where the vectors do not.
+pub(super) fn turn(rotation: &mut Vec<f32>, mut target: Vec<f32>, dim: usize) {
+    let pull = 1e-3 * target.iter().zip(&*rotation).map(|(m, r)| f64::from(m * r)).sum::<f64>() / dim as f64;
+    target.iter_mut().zip(&*rotation).for_each(|(m, r)| *m += pull.max(0.0) as f32 * r);
+    if let Some(nearest) = nearest_rotation(&target, dim) {
+        *rotation = nearest;
+    }
+}
+
+pub(super) fn rotate(rotation: &[f32], vectors: &Matrix, threads: usize) -> Result<Matrix, QuantizerError> {
     let map = AffineMap::new(vectors.dim(), rotation.to_vec(), vec![0.0; vectors.dim()], false)?;
     Ok(map.apply(vectors, threads))
 }
@@ -69,15 +76,19 @@ fn identity(dim: usize) -> Vec<f32> {
     (0..dim * dim).map(|i| if i / dim == i % dim { 1.0 } else { 0.0 }).collect()
 }
 
-/// Ŷᵀ X [dim, dim], Ŷ being what the codes stand for.
-fn products(pq: &ProductQuantizer, codes: &Codes, vectors: &Matrix, threads: usize) -> Vec<f32> {
+/// Ŷᵀ X [dim, dim], Ŷ being what the codes stand for, row by row.
+pub(super) fn products(
+    vectors: &Matrix,
+    threads: usize,
+    decode: impl Fn(usize, &mut [f32]) + Sync,
+) -> Vec<f32> {
     let dim = vectors.dim();
     let blocks = parallel::map(threads, vectors.rows().div_ceil(BLOCK_ROWS), |at| {
         let rows = at * BLOCK_ROWS..vectors.rows().min((at + 1) * BLOCK_ROWS);
         let k = rows.len();
         let mut decoded = vec![0.0; k * dim];
         for (row, target) in rows.clone().zip(decoded.chunks_exact_mut(dim)) {
-            pq.decode_row(codes.row(row), target);
+            decode(row, target);
         }
         let block = &vectors.data()[rows.start * dim..rows.end * dim];
         let mut sum = vec![0.0; dim * dim];
@@ -97,7 +108,7 @@ fn products(pq: &ProductQuantizer, codes: &Codes, vectors: &Matrix, threads: usi
 /// Newton-Schulz iterations, that is products only: first a polynomial of degree five that lifts small singular
 /// values fast (Jordan et al., "Muon", 2024), then the cubic one that converges quadratically to 1, at the end in
 /// f64. What it cannot lift is about 10⁻⁶ of the largest, which the caller's pull keeps away from.
-pub(super) fn nearest_rotation(matrix: &[f32], dim: usize) -> Option<Vec<f32>> {
+fn nearest_rotation(matrix: &[f32], dim: usize) -> Option<Vec<f32>> {
     let norm = matrix.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
     if norm == 0.0 || !norm.is_finite() {
         return None;

@@ -22,6 +22,17 @@ pub enum QuantizerError {
         /// Parts asked for.
         subquantizers: usize,
     },
+    /// More or fewer bits than dimensions.
+    #[error(
+        "{bytes} bytes are the signs of {} dimensions and the vectors have {dim}: take a byte for each eight dimensions, \
+         which must be a multiple of eight", 8 * bytes
+    )]
+    Bits {
+        /// Dimensions of the vectors.
+        dim: usize,
+        /// Bytes asked for.
+        bytes: usize,
+    },
     /// Too little to learn from.
     #[error(
         "a quantiser needs at least {needed} vectors to be fitted, there are {got} vectors: give it more"

@@ -85,9 +85,29 @@ impl BinaryQuantizer {
         Ok(Self { threshold, scale })
     }
 
-    /// The sign of each dimension, worth ±1: what students with a straight-through sign are trained for.
-    pub fn signs(dim: usize) -> Self {
-        Self { threshold: vec![0.0; dim], scale: vec![1.0; dim] }
+    /// The sign of each dimension, worth ±`worth`; without one, as much as makes a vector of unit length.
+    pub fn signs(dim: usize, worth: Option<f32>) -> Self {
+        let worth = worth.unwrap_or_else(|| (dim as f64).sqrt().recip() as f32);
+        Self { threshold: vec![0.0; dim], scale: vec![worth; dim] }
+    }
+
+    /// What each byte stands for, [bytes, 256, 8]: the codebooks of the product quantiser that it is. None where a byte has
+    /// bits without a dimension.
+    pub fn codebooks(&self) -> Option<Vec<f32>> {
+        let (thresholds, scales) = (self.threshold.as_chunks::<8>(), self.scale.as_chunks::<8>());
+        if !thresholds.1.is_empty() {
+            return None;
+        }
+        let mut codebooks = Vec::with_capacity(256 * self.threshold.len());
+        for (threshold, scale) in thresholds.0.iter().zip(scales.0) {
+            for byte in 0..256usize {
+                let sides = threshold.iter().zip(scale).enumerate();
+                codebooks.extend(sides.map(|(bit, (threshold, scale))| {
+                    if byte >> bit & 1 == 1 { threshold + scale } else { threshold - scale }
+                }));
+            }
+        }
+        Some(codebooks)
     }
 
     pub(super) fn encode_row(&self, vector: &[f32], code: &mut [u8]) {
@@ -143,6 +163,7 @@ pub(super) fn encode_rows(vectors: &Matrix, bytes: usize, encode: impl Fn(&[f32]
 
 #[cfg(test)]
 mod tests {
+    use super::super::ProductQuantizer;
     use super::super::tests::random;
     use super::*;
 
@@ -185,6 +206,22 @@ mod tests {
             assert!((product - sum).abs() < 1e-5);
         }
         assert_eq!(hamming(&[0xff; 9], &[0x0f; 9]), 36);
-        assert_eq!(BinaryQuantizer::signs(2).scale, [1.0, 1.0]);
+        assert_eq!(BinaryQuantizer::signs(4, None).scale, [0.5; 4]);
+        assert_eq!(BinaryQuantizer::signs(2, Some(3.0)).scale, [3.0; 2]);
+    }
+
+    #[test]
+    fn bits_are_codes_of_a_product_quantiser() {
+        let vectors = random(40, 24, 5);
+        let binary = BinaryQuantizer::train(&vectors).unwrap();
+        let codes = encode_rows(&vectors, 3, |x, code| binary.encode_row(x, code));
+        let product = ProductQuantizer::new(24, 3, binary.codebooks().unwrap()).unwrap();
+        let mut decoded = [vec![0.0; 24], vec![0.0; 24]];
+        for row in 0..40 {
+            binary.decode_row(codes.row(row), &mut decoded[0]);
+            product.decode_row(codes.row(row), &mut decoded[1]);
+            assert_eq!(decoded[0], decoded[1]);
+        }
+        assert_eq!(BinaryQuantizer::signs(11, None).codebooks(), None);
     }
 }

@@ -1,4 +1,5 @@
-//! A head that ends in codes of a few bytes: a linear map for each side, and codebooks that stand for mapped passages.
+//! A head that ends in codes of a few bytes: a linear map for each side, and codebooks, or signs, that stand for mapped
+//! passages.
 //!
 //! The vector that a passage's code stands for goes into the loss. Which centroids a code names has no derivative, so
 //! the gradient passes *straight through* to the mapped vector as if no code stood between (van den Oord et al. 2017,
@@ -6,7 +7,14 @@
 //! JPQ (Zhan et al. 2021, arXiv 2108.00644) and RepCONC (Zhan et al. 2022, arXiv 2110.05789). A *pull* draws mapped
 //! vectors and what their codes stand for towards each other, so that they stay near enough for that to be true.
 //!
-//! Questions keep their floats. A rotation in front of a product code is part of the passages' map.
+//! Signs have no codebooks; a bit is learnt through the map alone. Their way back has the slope of a tanh instead of 1, as
+//! in BPR (Yamada et al. 2021, arXiv 2106.00882): a component near 0, whose bit a step may flip, passes the gradient on
+//! whole, and one far from 0 passes nearly none. With a slope of 1 everywhere gradients of bits that are long settled would
+//! go on moving the map, and the straight-through descent need not come to rest (Yin et al. 2019, arXiv 1903.05662). BPR
+//! sharpens its tanh as it trains, since its forward pass has the tanh as well; here it is the sign from the first step,
+//! as in search, so that nothing has to sharpen.
+//!
+//! Questions keep their floats. A rotation in front of a code is part of the passages' map.
 
 use std::sync::Arc;
 
@@ -15,7 +23,7 @@ use retort_common::spec::CodeKind;
 use super::flat::{ParamKind, ParamLayout, ParamSpec};
 use super::shape::TowerError;
 use crate::fit::kmeans::CENTROIDS;
-use crate::fit::{Code, Codes, ProductQuantizer, Quantizer, ResidualQuantizer};
+use crate::fit::{BinaryQuantizer, Code, Codes, ProductQuantizer, Quantizer, ResidualQuantizer};
 use crate::matrix::Matrix;
 use retort_kernels::matmul::{self, Sizes, Write};
 use serde::{Deserialize, Serialize};
@@ -40,28 +48,38 @@ pub struct CodedShape {
 }
 
 impl CodedShape {
-    /// Width of a centroid.
+    /// Width of a centroid; 0 where there are none.
     pub fn part(&self) -> usize {
         match self.code {
             CodeKind::Product => self.dim / self.bytes.max(1),
             CodeKind::Residual => self.dim,
+            CodeKind::Binary => 0,
         }
+    }
+
+    /// The signs of mapped passages: of unit length, as those are, or of components that are worth 1.
+    fn signs(&self) -> BinaryQuantizer {
+        BinaryQuantizer::signs(self.dim, (!self.unit).then_some(1.0))
     }
 
     pub(super) fn validate(&self) -> Result<(), TowerError> {
         let Self { dim, bytes, .. } = *self;
-        let divides = self.code == CodeKind::Residual || (bytes > 0 && dim.is_multiple_of(bytes));
+        let divides = match self.code {
+            CodeKind::Product => bytes > 0 && dim.is_multiple_of(bytes),
+            CodeKind::Residual => true,
+            CodeKind::Binary => bytes.checked_mul(8) == Some(dim),
+        };
         let fits = (1..=MAX_BYTES).contains(&bytes)
             && bytes.checked_mul(CENTROIDS * self.part()).is_some_and(|values| values <= MAX_CODEBOOKS);
         if divides && fits { Ok(()) } else { Err(TowerError::Codes { dim, bytes }) }
     }
 
     pub(super) fn specs(&self, input: usize) -> Vec<ParamSpec> {
-        let mut specs = vec![ParamSpec::new(
-            "head.codebooks",
-            &[self.bytes * CENTROIDS, self.part()],
-            ParamKind::Codebook,
-        )];
+        let mut specs = Vec::new();
+        if self.code != CodeKind::Binary {
+            let shape = [self.bytes * CENTROIDS, self.part()];
+            specs.push(ParamSpec::new("head.codebooks", &shape, ParamKind::Codebook));
+        }
         for side in ["passage", "query"] {
             specs.push(ParamSpec::new(format!("head.{side}.weight"), &[input, self.dim], ParamKind::Linear));
             specs.push(ParamSpec::new(format!("head.{side}.bias"), &[self.dim], ParamKind::Bias));
@@ -142,10 +160,13 @@ impl CodedHead {
             weight: values(&format!("head.{side}.weight")),
             bias: values(&format!("head.{side}.bias")),
         };
-        let codebooks = values("head.codebooks");
+        let codebooks = || values("head.codebooks");
         let code = match shape.code {
-            CodeKind::Product => ProductQuantizer::new(shape.dim, shape.bytes, codebooks).map(Code::Product),
-            CodeKind::Residual => ResidualQuantizer::new(shape.dim, codebooks).map(Code::Residual),
+            CodeKind::Product => {
+                ProductQuantizer::new(shape.dim, shape.bytes, codebooks()).map(Code::Product)
+            }
+            CodeKind::Residual => ResidualQuantizer::new(shape.dim, codebooks()).map(Code::Residual),
+            CodeKind::Binary => Ok(Code::Binary(shape.signs())),
         };
         let quantizer = Quantizer { map: None, code: code.map_err(TowerError::Codebooks)? };
         Ok(Self { shape, passage: linear("passage"), query: linear("query"), quantizer })
@@ -232,8 +253,10 @@ impl CodedGraph {
     fn through_codes(&self, d_decoded: &Matrix, flat: &mut [f32], layout: &ParamLayout) -> Matrix {
         let shape = self.head.shape;
         let (part, pull) = (shape.part(), 2.0 * self.batch.pull);
-        let range = layout.get("head.codebooks").expect("the layout is that of a coded head").range();
-        let codebooks = &mut flat[range];
+        let codebooks = match layout.get("head.codebooks") {
+            Some(entry) => &mut flat[entry.range()],
+            None => &mut [],
+        };
         let mut gradient = d_decoded.clone();
         let (mut decoded, mut d_code) = (vec![0.0; shape.dim], vec![0.0; shape.dim]);
         for row in 0..gradient.rows() {
@@ -244,6 +267,10 @@ impl CodedGraph {
             for ((d_mapped, d_code), (mapped, decoded)) in gradients.zip(mapped.iter().zip(&decoded)) {
                 let apart = pull * (mapped - decoded);
                 *d_code = *d_mapped - apart;
+                if shape.code == CodeKind::Binary {
+                    // Of worth · tanh(x / worth), which a sign stands for: `decoded` is worth with the sign of x.
+                    *d_mapped *= tanh_slope(mapped / decoded);
+                }
                 *d_mapped += apart;
             }
             for (number, code) in code.iter().enumerate() {
@@ -251,6 +278,8 @@ impl CodedGraph {
                 let share = match shape.code {
                     CodeKind::Product => &d_code[number * part..][..part],
                     CodeKind::Residual => &d_code[..],
+                    // A sign names no centroid.
+                    CodeKind::Binary => break,
                 };
                 codebooks[centroid..][..part].iter_mut().zip(share).for_each(|(sum, x)| *sum += x);
             }
@@ -260,6 +289,12 @@ impl CodedGraph {
         }
         gradient
     }
+}
+
+/// The derivative of tanh.
+fn tanh_slope(x: f32) -> f32 {
+    let tanh = f64::from(x).tanh();
+    (1.0 - tanh * tanh) as f32
 }
 
 /// Turns the gradient by a unit vector into that by the vector it was before: (d − u (u · d)) / length, and zero for a
@@ -293,7 +328,8 @@ mod tests {
     const INPUT: usize = 5;
 
     fn config(code: CodeKind, unit: bool) -> TowerConfig {
-        let head = Head::Coded(CodedShape { dim: 4, code, bytes: 2, unit });
+        let (dim, bytes) = if code == CodeKind::Binary { (8, 1) } else { (4, 2) };
+        let head = Head::Coded(CodedShape { dim, code, bytes, unit });
         TowerConfig { input: Input::Vectors { dim: INPUT }, head }
     }
 
@@ -312,65 +348,134 @@ mod tests {
         TwoSided { vectors, passages: (0..rows).map(|row| row % 3 > 0).collect(), pull }
     }
 
-    /// What straight-through pretends: codes stay as they are, and a passage's vector is what its code stands for,
-    /// moved as its mapped vector moves.
-    fn pretended(
+    /// A head in f64.
+    struct Exact<'a> {
         shape: CodedShape,
-        layout: &ParamLayout,
-        params: &[f32],
-        graph: &CodedGraph,
-        weights: &Matrix,
-    ) -> f64 {
-        let head = CodedHead::new(shape, layout, params).unwrap();
-        let batch = &graph.batch;
-        let (questions, passages) = sides(batch);
-        let dot = |a: &[f32], b: &[f32]| -> f64 {
-            a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-        };
-        let images = head.questions(&pick(&batch.vectors, &questions));
-        let mut sum: f64 =
-            questions.iter().enumerate().map(|(at, row)| dot(images.row(at), weights.row(*row))).sum();
-        let (mapped, _) = head.mapped(&pick(&batch.vectors, &passages));
-        let decoded = head.decode(&graph.codes).unwrap();
-        for (at, row) in passages.iter().enumerate() {
-            let (y, x, before) = (mapped.row(at), decoded.row(at), graph.mapped.row(at));
-            let apart: f64 = y.iter().zip(x).map(|(y, x)| f64::from(y - x).powi(2)).sum();
-            sum += dot(x, weights.row(*row)) + dot(y, weights.row(*row)) - dot(before, weights.row(*row));
-            sum += f64::from(batch.pull) * apart;
+        layout: &'a ParamLayout,
+        params: Vec<f64>,
+    }
+
+    impl Exact<'_> {
+        fn values(&self, path: &str) -> &[f64] {
+            &self.params[self.layout.get(path).unwrap().range()]
         }
-        sum
+
+        fn image(&self, side: &str, vector: &[f32]) -> Vec<f64> {
+            let mut image = self.values(&format!("head.{side}.bias")).to_vec();
+            let weight = self.values(&format!("head.{side}.weight")).chunks_exact(image.len());
+            for (x, row) in vector.iter().zip(weight) {
+                image.iter_mut().zip(row).for_each(|(sum, weight)| *sum += f64::from(*x) * weight);
+            }
+            image
+        }
+
+        fn mapped(&self, vector: &[f32]) -> Vec<f64> {
+            let image = self.image("passage", vector);
+            let length = if self.shape.unit { dot(&image, &image).sqrt() } else { 1.0 };
+            image.iter().map(|x| x / length).collect()
+        }
+
+        /// What a sign is worth.
+        fn worth(&self) -> f64 {
+            if self.shape.unit { (self.shape.dim as f64).sqrt().recip() } else { 1.0 }
+        }
+
+        fn decoded(&self, code: &[u8]) -> Vec<f64> {
+            let part = self.shape.part();
+            let centroid = |(number, code): (usize, &u8)| {
+                &self.values("head.codebooks")[(number * CENTROIDS + usize::from(*code)) * part..][..part]
+            };
+            let centroids = code.iter().enumerate().map(centroid);
+            match self.shape.code {
+                CodeKind::Product => centroids.flatten().copied().collect(),
+                CodeKind::Residual => {
+                    let none = vec![0.0; part];
+                    centroids
+                        .fold(none, |sum, centroid| sum.iter().zip(centroid).map(|(a, b)| a + b).collect())
+                }
+                CodeKind::Binary => {
+                    let set = |at: usize| code[at / 8] >> (at % 8) & 1 == 1;
+                    (0..self.shape.dim).map(|at| if set(at) { self.worth() } else { -self.worth() }).collect()
+                }
+            }
+        }
+
+        /// What stands for a mapped passage where its code has no derivative.
+        fn surrogate(&self, mapped: &[f64]) -> Vec<f64> {
+            match self.shape.code {
+                CodeKind::Product | CodeKind::Residual => mapped.to_vec(),
+                CodeKind::Binary => mapped.iter().map(|x| self.worth() * (x / self.worth()).tanh()).collect(),
+            }
+        }
+
+        /// What straight-through pretends: codes stay as they are, and a passage's vector is what its code stands for,
+        /// moved as its surrogate moves from that of the `origin`.
+        fn pretended(&self, origin: &Exact<'_>, batch: &TwoSided, codes: &Codes, weights: &Matrix) -> f64 {
+            let (questions, passages) = sides(batch);
+            let weights = |row: usize| weights.row(row).iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+            let asked = |row: &usize| dot(&self.image("query", batch.vectors.row(*row)), &weights(*row));
+            let mut sum: f64 = questions.iter().map(asked).sum();
+            for (at, row) in passages.iter().enumerate() {
+                let vector = batch.vectors.row(*row);
+                let (decoded, mapped) = (self.decoded(codes.row(at)), self.mapped(vector));
+                let (now, before) = (self.surrogate(&mapped), origin.surrogate(&origin.mapped(vector)));
+                let weights = weights(*row);
+                sum += dot(&decoded, &weights) + dot(&now, &weights) - dot(&before, &weights);
+                let apart = mapped.iter().zip(&decoded).map(|(y, x)| (y - x).powi(2)).sum::<f64>();
+                sum += f64::from(batch.pull) * apart;
+            }
+            sum
+        }
+    }
+
+    fn dot(a: &[f64], b: &[f64]) -> f64 {
+        a.iter().zip(b).map(|(a, b)| a * b).sum()
     }
 
     #[test]
     fn gradients_are_those_of_what_straight_through_pretends() {
-        for (code, unit) in
-            [(CodeKind::Product, true), (CodeKind::Product, false), (CodeKind::Residual, true)]
-        {
+        for (code, unit) in [
+            (CodeKind::Product, true),
+            (CodeKind::Product, false),
+            (CodeKind::Residual, true),
+            (CodeKind::Binary, true),
+            (CodeKind::Binary, false),
+        ] {
             let tower = tower(code, unit);
             let Head::Coded(shape) = tower.config().head else { unreachable!() };
             let (layout, params) = (tower.layout().clone(), tower.params());
             let batch = batch(40, 0.7);
             let head = Arc::new(CodedHead::new(shape, &layout, &params).unwrap());
-            let weights = Matrix::new(40, 4, (0..160).map(|at| value(3, at)).collect());
+            let weights = Matrix::new(40, shape.dim, (0..40 * shape.dim).map(|at| value(3, at)).collect());
             let gradient = tower.forward(&Batch::TwoSided(batch.clone())).unwrap().backward(&weights);
             let (_, graph) = head.forward(&batch).unwrap();
-            let loss = |params: &[f32]| pretended(shape, &layout, params, &graph, &weights);
-            for (at, (value, found)) in params.iter().zip(&gradient).enumerate() {
-                let mut moved = params.clone();
-                moved[at] = value + 2e-3;
-                let above = loss(&moved);
-                moved[at] = value - 2e-3;
-                let numeric = (above - loss(&moved)) / f64::from(value + 2e-3 - moved[at]);
-                let found = f64::from(*found);
-                let close = (numeric - found).abs() < 5e-3 * found.abs().max(1.0);
+            let exact = |params| Exact { shape, layout: &layout, params };
+            let origin = exact(params.iter().map(|x| f64::from(*x)).collect());
+            for (at, found) in gradient.iter().enumerate() {
+                let loss = |step: f64| {
+                    let mut params = origin.params.clone();
+                    params[at] += step;
+                    exact(params).pretended(&origin, &batch, &graph.codes, &weights)
+                };
+                let (numeric, found) = ((loss(1e-4) - loss(-1e-4)) / 2e-4, f64::from(*found));
+                let close = (numeric - found).abs() < 1e-4 * found.abs().max(1.0);
                 assert!(close, "{code:?} {unit} {at}: {found} but numerically {numeric}");
             }
         }
     }
 
     #[test]
+    fn a_bit_near_its_turn_passes_the_gradient_on_and_a_settled_one_does_not() {
+        assert_eq!(tanh_slope(0.0), 1.0);
+        assert!(tanh_slope(1.0) < 0.5 && tanh_slope(-4.0) < 0.01 && tanh_slope(f32::MAX) == 0.0);
+        // Nothing but the maps is learnt.
+        let layout = config(CodeKind::Binary, true).layout();
+        assert_eq!((layout.len(), layout.get("head.codebooks")), (2 * (INPUT * 8 + 8), None));
+    }
+
+    #[test]
     fn passages_are_what_their_codes_stand_for_in_every_pass() {
-        for code in [CodeKind::Product, CodeKind::Residual] {
+        for code in [CodeKind::Product, CodeKind::Residual, CodeKind::Binary] {
             let tower = tower(code, true);
             let batch = batch(30, 0.5);
             let (_, passages) = sides(&batch);
@@ -395,6 +500,10 @@ mod tests {
         check(4, CodeKind::Product, 2, true);
         check(4, CodeKind::Product, 3, false);
         check(4, CodeKind::Residual, 3, true);
+        check(16, CodeKind::Binary, 2, true);
+        check(16, CodeKind::Binary, 1, false);
+        check(12, CodeKind::Binary, 1, false);
+        check(0, CodeKind::Binary, 0, false);
         check(4, CodeKind::Residual, 0, false);
         check(4, CodeKind::Residual, 1025, false);
         check(60_000, CodeKind::Residual, 1000, false);

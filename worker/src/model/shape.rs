@@ -66,8 +66,8 @@ pub enum TowerError {
     },
     /// Codes of a size that cannot be.
     #[error(
-        "codes of {bytes} bytes cannot stand for {dim} dimensions: take 1 to 1024 bytes that divide them, or fewer \
-         residual ones"
+        "codes of {bytes} bytes cannot stand for {dim} dimensions: take 1 to 1024 bytes that divide them, fewer residual \
+         ones, or for signs one for each eight dimensions"
     )]
     Codes {
         /// Dimensions of the vectors.

@@ -2,6 +2,7 @@
 
 use super::bench::{Content, Produced, TaskError, VECTORS, Workbench};
 use super::fit::load_pca;
+use super::quantize::coded;
 use crate::fit::kmeans::{MOST_ROWS, ROUNDS, draw};
 use crate::fit::{
     AffineMap, BinaryQuantizer, Code, Codes, Int8Quantizer, ProductQuantizer, Quantizer, opq, train_opq,
@@ -114,8 +115,11 @@ pub fn encode(
     Ok(Produced { parts: vec![(CODES.to_owned(), Content::File(path))], meta })
 }
 
-/// Loads a quantiser.
+/// Loads a quantiser: a fitted one, or that of a student, which reads what the student's maps give.
 pub fn load(bench: &Workbench<'_>, artifact: &ArtifactId) -> Result<Quantizer, TaskError> {
+    if artifact.kind == "student" {
+        return Ok(coded(bench, artifact)?.1.quantizer().clone());
+    }
     Ok(Quantizer::read(&bench.part(artifact, QUANTIZER)?)?)
 }
 

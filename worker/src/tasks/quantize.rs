@@ -3,9 +3,9 @@
 use super::baseline::sample;
 use super::bench::{Content, Produced, TaskError, VECTORS, Workbench};
 use super::student::Student;
-use crate::fit::{Code, Codes, Quantizer, ResidualQuantizer, opq, train_opq};
+use crate::fit::{Code, Codes, Quantizer, ResidualQuantizer, opq, train_itq, train_opq};
 use crate::matrix::Matrix;
-use crate::model::Tower;
+use crate::model::{CodedHead, Tower, TowerConfig};
 use crate::vectors::{Values, read_vectors, write_tensors, write_vectors};
 use retort_common::spec::CodeKind;
 use retort_common::task::{ArtifactId, Task};
@@ -17,7 +17,7 @@ const CODES: &str = "codes.safetensors";
 
 /// A quantiser fitted to vectors, to a sample where there are many.
 pub fn fit(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
-    let Task::FitQuantizer { vectors: shards, code, bytes, seed, .. } = task else {
+    let Task::FitQuantizer { vectors: shards, code, bytes, unit, seed, .. } = task else {
         unreachable!("called with its own task")
     };
     let vectors = sample(bench, shards, *seed)?;
@@ -33,6 +33,11 @@ pub fn fit(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
             let residual =
                 ResidualQuantizer::train(&vectors, bytes, *seed, bench.threads).map_err(TaskError::input)?;
             Quantizer { map: None, code: Code::Residual(residual) }
+        }
+        CodeKind::Binary => {
+            let (map, signs) =
+                train_itq(&vectors, bytes, *unit, *seed, bench.threads).map_err(TaskError::input)?;
+            Quantizer { map: Some(map), code: Code::Binary(signs) }
         }
     };
     let path = bench.scratch(QUANTIZER);
@@ -78,16 +83,22 @@ fn through_student(
     student: &ArtifactId,
     vectors: &Matrix,
 ) -> Result<(Codes, Matrix), TaskError> {
-    let Student { shape, params, .. } = Student::load(bench, student)?;
-    if vectors.dim() != shape.tower.head_input() {
-        let (needed, found) = (shape.tower.head_input(), vectors.dim());
+    let (tower, head) = coded(bench, student)?;
+    if vectors.dim() != tower.head_input() {
+        let (needed, found) = (tower.head_input(), vectors.dim());
         return Err(TaskError::Input(format!(
             "{student} reads {needed} dimensions, the vectors have {found}"
         )));
     }
-    let tower = Tower::new(shape.tower, &params, &bench.device).map_err(TaskError::input)?;
-    let head = tower.coded().ok_or_else(|| TaskError::Input(format!("{student} ends in no codes")))?;
     let codes = head.encode(vectors, bench.threads).map_err(TaskError::input)?;
     let decoded = head.decode(&codes).map_err(TaskError::input)?;
     Ok((codes, decoded))
+}
+
+/// The tower of a student that was trained through its codes, and its head.
+pub fn coded(bench: &Workbench<'_>, student: &ArtifactId) -> Result<(TowerConfig, CodedHead), TaskError> {
+    let Student { shape, params, .. } = Student::load(bench, student)?;
+    let tower = Tower::new(shape.tower, &params, &bench.device).map_err(TaskError::input)?;
+    let head = tower.coded().ok_or_else(|| TaskError::Input(format!("{student} ends in no codes")))?;
+    Ok((tower.config().clone(), head.clone()))
 }

@@ -78,7 +78,8 @@ fn catalog(task: &Task, data: &ReportData, chosen: &[usize]) -> Result<Catalog, 
             vectors: dense.map(|dense| dense.vectors),
         }
     };
-    let students = data.rows.iter().filter(|row| row.kind.is_student());
+    let exported = data.rows.iter().zip(rows).filter(|(_, planned)| planned.export.is_some());
+    let students = exported.map(|(row, _)| row).filter(|row| row.kind.is_student());
     Ok(Catalog {
         schema_version: 1,
         job: job.to_string(),

@@ -3,7 +3,7 @@
 
 use super::students::head;
 use super::{Base, PlanError, Planner, Trained, derived_seed};
-use retort_common::spec::{StudentKind, StudentSpec};
+use retort_common::spec::{CodeKind, StudentKind, StudentSpec};
 use retort_common::task::{ArtifactId, StudentStart, Task, VectorSet};
 use std::collections::BTreeMap;
 
@@ -28,6 +28,7 @@ impl Planner<'_, '_> {
             vectors: vectors.passages.clone(),
             code: student.code.unwrap_or_default(),
             bytes,
+            unit: student.code == Some(CodeKind::Binary) && self.normalizes(),
             seed: derived_seed(spec.seed, &student.name, 0),
             fingerprint: base.fingerprint.clone(),
         });
@@ -35,13 +36,15 @@ impl Planner<'_, '_> {
             // What an MLP gives is read as it is; a linear head goes on learning with the codes.
             let curved =
                 on.and_then(|_| self.spec_of(student.on.as_deref())).filter(|on| on.hidden.is_some());
-            let (input, head) = match curved {
-                Some(curved) => (curved.dim.unwrap_or(dim), None),
-                None => (dim, on.map(|on| on.last.clone())),
+            let last = on.map(|on| on.last.clone());
+            let (input, head, below) = match curved {
+                Some(curved) => (curved.dim.unwrap_or(dim), None, last),
+                None => (dim, last, None),
             };
             let start = StudentStart::Quantised { input, head, quantizer };
-            let trained = self.trained(base, student, start, earlier)?;
-            return Ok(trained.map(|trained| Trained { bytes: Some(bytes), ..trained }));
+            let Some(trained) = self.trained(base, student, start, earlier)? else { return Ok(None) };
+            let export = Some(self.export_student(student, &trained.last, below, None));
+            return Ok(Some(Trained { export, bytes: Some(bytes), ..trained }));
         }
         let normalize = self.normalizes();
         let mut quantize = |vectors: &ArtifactId| {
@@ -57,6 +60,8 @@ impl Planner<'_, '_> {
         let kind = StudentKind::Quantised;
         let maps = on.map_or_else(Vec::new, |on| on.maps.clone());
         let (phases, negatives, bytes) = (Vec::new(), Vec::new(), Some(bytes));
-        Ok(Some(Trained { phases, last: quantizer, kind, vectors, maps, export: None, bytes, negatives }))
+        // What asks them is the head as it is.
+        let export = on.and_then(|on| on.export.clone());
+        Ok(Some(Trained { phases, last: quantizer, kind, vectors, maps, export, bytes, negatives }))
     }
 }

@@ -1,7 +1,10 @@
 //! The report and its rows.
 
 use super::{Base, PlanError, Planner, Trained};
-use retort_common::task::{ArtifactId, DenseSource, ReportRow, ReportSources, RowVariant, Task, VectorSet};
+use retort_common::spec::{CodeKind, StudentKind, StudentSpec};
+use retort_common::task::{
+    ArtifactId, CodesSource, DenseSource, ReportRow, ReportSources, RowVariant, Task, VectorSet,
+};
 use std::collections::BTreeMap;
 
 impl Planner<'_, '_> {
@@ -16,10 +19,43 @@ impl Planner<'_, '_> {
         let spec = self.context.spec;
         let run = self.search_dense(base, vectors, None, &spec.sets.judged(), spec.evaluate.depth);
         let dense = DenseSource { vectors: vectors.clone(), reduce: None, codes: None };
-        let variants = vec![self.variant(base, name, "", run, Some(dense))];
-        let dim = vectors.passages.iter().find_map(|artifact| self.number(artifact, "dim").ok().flatten());
+        self.vectors_row(base, (name, kind), run, dense, export)
+    }
+
+    pub(super) fn student_row(&mut self, base: &Base, student: &StudentSpec, planned: &Trained) -> ReportRow {
+        let kind = match planned.kind {
+            StudentKind::Head => "head",
+            StudentKind::Encoder => "encoder",
+            StudentKind::Quantised => "quantised",
+        };
+        let (name, export, vectors) = (student.name.as_str(), planned.export.clone(), &planned.vectors);
+        let mut row = if student.code == Some(CodeKind::Binary) {
+            // What signs stand for is of one length, so that they are scanned as they lie.
+            let (quantizer, codes) = (planned.last.clone(), vectors.passages.clone());
+            let run = self.search_codes(base, &vectors.queries, &quantizer, &codes, false);
+            let codes = Some(CodesSource { quantizer, codes, hamming: false });
+            let dense = DenseSource { vectors: vectors.clone(), reduce: None, codes };
+            self.vectors_row(base, (name, kind), run, dense, export)
+        } else {
+            self.dense_row(base, name, kind, vectors, export)
+        };
+        row.bytes_per_passage = planned.bytes.map_or(row.bytes_per_passage, f64::from);
+        row
+    }
+
+    fn vectors_row(
+        &mut self,
+        base: &Base,
+        (name, kind): (&str, &str),
+        run: ArtifactId,
+        dense: DenseSource,
+        export: Option<ArtifactId>,
+    ) -> ReportRow {
+        let passages = &dense.vectors.passages;
+        let dim = passages.iter().find_map(|artifact| self.number(artifact, "dim").ok().flatten());
         let dim = dim.and_then(|dim| u32::try_from(dim).ok());
         let bytes_per_passage = dim.map_or(0.0, |dim| 4.0 * f64::from(dim));
+        let variants = vec![self.variant(base, name, "", run, Some(dense))];
         ReportRow { name: name.to_owned(), kind: kind.to_owned(), dim, bytes_per_passage, variants, export }
     }
 

@@ -23,7 +23,7 @@ impl Planner<'_, '_> {
         let start = self.start(student, dim, pca, earlier)?;
         let Some(trained) = self.trained(base, student, start, earlier)? else { return Ok(None) };
         let asked = self.asked(student, earlier)?;
-        let export = Some(self.export_student(student, &trained.last, asked));
+        let export = Some(self.export_student(student, &trained.last, None, asked));
         let bytes = asked.and_then(|asked| asked.bytes);
         Ok(Some(Trained { export, bytes, ..trained }))
     }
@@ -283,7 +283,9 @@ impl Planner<'_, '_> {
             "pca" => ProjectionStart::Pca { pca: pca.cloned().ok_or_else(|| missing("pca"))? },
             name => {
                 let asked = self.asked(student, earlier)?.filter(|_| student.on.as_deref() == Some(name));
-                ProjectionStart::Head { student: asked.map_or_else(|| head(student, name, earlier), Ok)?.last.clone() }
+                ProjectionStart::Head {
+                    student: asked.map_or_else(|| head(student, name, earlier), Ok)?.last.clone(),
+                }
             }
         };
         let start = match student.kind {
@@ -405,10 +407,12 @@ impl Planner<'_, '_> {
         }
     }
 
-    fn export_student(
+    /// A folder of layers; `below` is the MLP that codes stand on.
+    pub(super) fn export_student(
         &mut self,
         student: &StudentSpec,
         last: &ArtifactId,
+        below: Option<ArtifactId>,
         asked: Option<&Trained>,
     ) -> ArtifactId {
         let spec = self.context.spec;
@@ -439,6 +443,7 @@ impl Planner<'_, '_> {
         };
         self.add(Task::ExportStudent {
             student: last.clone(),
+            below,
             base: base.clone(),
             query_base: inputs.teacher_query.as_ref().filter(|_| own.is_none()).map(|query| BaseEncoder {
                 files: query.files.clone(),

@@ -4,7 +4,7 @@ use super::super::bench::{Content, Produced, TaskError, Workbench};
 use super::super::input::{model_folder, tokenizer_file};
 use super::super::student::{Student, TOKENIZER};
 use crate::export::model::{Chain, head_layers, write_router, write_shared};
-use crate::model::{EncoderConfig, Input, Pooling, StackLayer, load_retriever};
+use crate::model::{EncoderConfig, Head, Input, Pooling, StackLayer, load_retriever};
 use crate::text::SpecialTokens;
 use retort_common::spec::inputs::ModelFiles;
 use retort_common::task::{ArtifactId, Task, TextInput};
@@ -12,17 +12,31 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// A student as a folder for sentence-transformers: what it is made of, and for a head the encoder below it. A head on
-/// two encoders becomes a router, and so does an encoder of questions with what makes the passages' vectors.
+/// two encoders becomes a router, and so does an encoder of questions with what makes the passages' vectors. Of codes it is
+/// what asks them, a folder for questions alone.
 pub fn student(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
-    let Task::ExportStudent { student, base, query_base, passage_tower, pooling, query, passage, normalize } =
-        task
+    let Task::ExportStudent {
+        student,
+        below,
+        base,
+        query_base,
+        passage_tower,
+        pooling,
+        query,
+        passage,
+        normalize,
+    } = task
     else {
         unreachable!("called with its own task")
     };
     let loaded = Student::load(bench, student)?;
     let folder = bench.scratch("export");
     std::fs::create_dir_all(&folder).map_err(Workbench::scratch_error(&folder))?;
-    let head = layers(&loaded, *normalize)?;
+    let mut head = match below {
+        Some(below) => layers(&Student::load(bench, below)?, *normalize)?,
+        None => Vec::new(),
+    };
+    head.extend(layers(&loaded, *normalize)?);
     let prompts = [query.prefix.as_str(), passage.prefix.as_str()];
     let written = match (&loaded.shape.tower.input, query_base, passage_tower) {
         (Input::Tokens { encoder, pooling }, _, Some(tower)) => {
@@ -35,6 +49,13 @@ pub fn student(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError
             let (questions, passages) =
                 (questions.chain(&head, query, *normalize), passages.chain(&behind, passage, *normalize));
             write_router(&folder, &questions, &passages, prompts)
+        }
+        (Input::Vectors { .. }, other, _) if matches!(loaded.shape.tower.head, Head::Coded(_)) => {
+            let questions = match other {
+                Some(other) => Encoder::base(bench, &other.files, other.pooling)?,
+                None => Encoder::base(bench, base, *pooling)?,
+            };
+            write_shared(&folder, &questions.chain(&head, query, *normalize), prompts)
         }
         (Input::Vectors { .. }, Some(other), _) => {
             let passages = Encoder::base(bench, base, *pooling)?;

@@ -29,11 +29,19 @@ fn coded(
         let found = quantizer.input();
         return Err(TaskError::Input(format!("a quantiser of {found} dimensions for a head of {dim}")));
     }
+    let mut worth = 1.0;
     let (code, codebooks) = match &quantizer.code {
         Code::Product(pq) => (CodeKind::Product, pq.codebooks()),
         Code::Residual(residual) => (CodeKind::Residual, residual.codebooks()),
-        Code::Int8(_) | Code::Binary(_) => {
-            return Err(TaskError::Input("codes without codebooks cannot be trained".to_owned()));
+        Code::Binary(signs) => {
+            // Signs of mapped passages that are no unit vectors are worth 1, whatever they were worth in the fit; the maps
+            // make up for it, so that scores stay as large as they were.
+            let fitted = signs.scale.first().copied().filter(|fitted| !unit && *fitted > 0.0);
+            worth = fitted.unwrap_or(worth);
+            (CodeKind::Binary, &[][..])
+        }
+        Code::Int8(_) => {
+            return Err(TaskError::Input("a byte for each dimension cannot be trained".to_owned()));
         }
     };
     let mut maps = (weight.clone(), bias.clone());
@@ -58,12 +66,14 @@ fn coded(
         let range = layout.get(path).expect("the layout is that of a coded head").range();
         params[range].iter_mut().zip(values).for_each(|(target, value)| *target = value);
     };
-    put("head.codebooks", &mut codebooks.iter().copied());
-    for side in ["passage", "query"] {
+    if code != CodeKind::Binary {
+        put("head.codebooks", &mut codebooks.iter().copied());
+    }
+    for (side, times) in [("passage", worth.recip()), ("query", worth)] {
         // The flat vector holds the weight as [input, dim].
-        let flat = (0..dim * input).map(|at| maps.0.row(at % dim)[at / dim]);
+        let flat = (0..dim * input).map(|at| maps.0.row(at % dim)[at / dim] * times);
         put(&format!("head.{side}.weight"), &mut { flat });
-        put(&format!("head.{side}.bias"), &mut maps.1.iter().copied());
+        put(&format!("head.{side}.bias"), &mut maps.1.iter().map(|x| x * times));
     }
     Ok((tower, params))
 }
@@ -191,7 +201,8 @@ fn start_projection(
 /// The weight [dim, input] and the bias of a linear head, or of the map that asks trained codes.
 fn linear_head(student: &Student) -> Option<(Matrix, Vec<f32>)> {
     let map = if matches!(student.shape.tower.head, Head::Coded(_)) { "head.query" } else { "head" };
-    let values = |name| student.layout.get(&format!("{map}.{name}")).map(|entry| &student.params[entry.range()]);
+    let values =
+        |name| student.layout.get(&format!("{map}.{name}")).map(|entry| &student.params[entry.range()]);
     let (dim, input) = (student.shape.tower.dim(), student.shape.tower.head_input());
     // The flat vector holds the weight as [input, dim].
     let flat = values("weight")?;
@@ -230,5 +241,33 @@ pub(super) fn pad_token_id(tower: &TowerConfig) -> u32 {
     match &tower.input {
         Input::Tokens { encoder, .. } => encoder.pad_token_id,
         Input::Vectors { .. } => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fit::BinaryQuantizer;
+    use crate::model::{Device, TwoSided};
+
+    #[test]
+    fn the_maps_make_up_for_what_signs_are_worth() {
+        let signs = BinaryQuantizer::signs(8, Some(4.0));
+        let quantizer = Quantizer { map: None, code: Code::Binary(signs) };
+        let head = (identity(8), vec![0.5; 8]);
+        let vectors = Matrix::new(2, 8, (0..16).map(|at| at as f32 - 8.0).collect());
+        // A score with signs worth 4, or with the same of unit length.
+        for (unit, worth) in [(false, 4.0), (true, 8f32.sqrt().recip())] {
+            let (config, params) = coded(&head, &quantizer, unit).unwrap();
+            let tower = Tower::new(config, &params, &Device::flex()).unwrap();
+            let batch = TwoSided { vectors: vectors.clone(), passages: vec![false, true], pull: 0.0 };
+            let given = tower.encode(&Batch::TwoSided(batch)).unwrap();
+            let score: f32 = given.row(0).iter().zip(given.row(1)).map(|(q, x)| q * x).sum();
+            let question: f32 = vectors.row(0).iter().map(|x| x + 0.5).sum();
+            assert!((score - worth * question).abs() < 1e-4, "{unit}: {score}");
+        }
+        let bytes = crate::fit::Int8Quantizer { offset: vec![0.0; 8], scale: vec![1.0; 8] };
+        let quantizer = Quantizer { map: None, code: Code::Int8(bytes) };
+        assert!(coded(&head, &quantizer, true).is_err());
     }
 }

@@ -7,14 +7,14 @@ mod doubts;
 use super::super::bench::{Content, Produced, Progress, Seat, TaskError, VECTORS, Workbench};
 use super::super::embed::EncoderCache;
 use super::train;
-use crate::fit::{AffineMap, Code, ProductQuantizer, Quantizer, ResidualQuantizer};
+use crate::fit::{AffineMap, BinaryQuantizer, Code, ProductQuantizer, Quantizer, ResidualQuantizer};
 use crate::mining::counter;
 use crate::model::Device;
 use crate::vectors::{Values, write_tensors};
 use retort_common::artifact::{ArtifactReader, ArtifactWriter, Cache};
 use retort_common::checkpoint::{Lineage, Place};
 use retort_common::ids::{AttemptNumber, Digest, TaskId};
-use retort_common::spec::{LossSpec, PhaseSpec};
+use retort_common::spec::{CodeKind, LossSpec, PhaseSpec};
 use retort_common::store::Store;
 use retort_common::task::{ArtifactId, ProjectionStart, Span, StudentStart, Task, VectorSet};
 use serde_json::{Value, json};
@@ -210,39 +210,42 @@ fn a_phase_in_parts_is_the_phase_in_one_piece() {
     assert!(whole["temperatures"][0][1].as_f64().unwrap() != 0.2);
 }
 
-/// A start of codes on a head of 4 dimensions with a rotation, or on the vectors themselves without one.
-fn coded(fixture: &Fixture, on_head: bool) -> StudentStart {
+/// A start of product codes on a head of 4 dimensions with a rotation, or of others on the vectors themselves without one.
+fn coded(fixture: &Fixture, code: CodeKind) -> StudentStart {
+    let on_head = code == CodeKind::Product;
+    let dim = fixture.sizes.dim;
     let codebooks = |count: usize| -> Vec<f32> {
         (0..count).map(|at| counter::unit(counter::hash(4, &[at as u64])) as f32 - 0.5).collect()
     };
     let rotation = vec![0.6, 0.8, 0.0, 0.0, -0.8, 0.6, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, -1.0, 0.0];
-    let quantizer = if on_head {
-        let pq = ProductQuantizer::new(4, 2, codebooks(4 * 256)).unwrap();
-        Quantizer {
+    let plain = |code| Quantizer { map: None, code };
+    let quantizer = match code {
+        CodeKind::Product => Quantizer {
             map: Some(AffineMap::new(4, rotation, vec![0.0; 4], false).unwrap()),
-            code: Code::Product(pq),
+            code: Code::Product(ProductQuantizer::new(4, 2, codebooks(4 * 256)).unwrap()),
+        },
+        CodeKind::Residual => {
+            plain(Code::Residual(ResidualQuantizer::new(dim, codebooks(2 * 256 * dim)).unwrap()))
         }
-    } else {
-        let residual = ResidualQuantizer::new(DIM, codebooks(2 * 256 * DIM)).unwrap();
-        Quantizer { map: None, code: Code::Residual(residual) }
+        CodeKind::Binary => plain(Code::Binary(BinaryQuantizer::signs(dim, None))),
     };
     let path = fixture.folder.path().join("quantizer");
     quantizer.write(&path).unwrap();
-    let artifact = artifact("quantizer", &format!("{on_head}"));
+    let artifact = artifact("quantizer", &format!("{code:?}"));
     fixture.put(&artifact, vec![("quantizer.safetensors".to_owned(), Content::File(path))], json!({}));
     let head = on_head.then(|| {
         let linear =
             StudentStart::Head { input: DIM as u32, dim: 4, hidden: None, init: ProjectionStart::Random };
         fixture.train(linear, 0..STEPS, &phase(json!({ "dropout": 0.0 }))).0
     });
-    StudentStart::Quantised { input: DIM as u32, head, quantizer: artifact }
+    StudentStart::Quantised { input: dim as u32, head, quantizer: artifact }
 }
 
 #[test]
 fn codes_are_trained_in_parts_as_in_one_piece() {
-    for on_head in [true, false] {
-        let fixture = Fixture::new(SMALL);
-        let start = coded(&fixture, on_head);
+    for (code, dim) in [(CodeKind::Product, DIM), (CodeKind::Residual, DIM), (CodeKind::Binary, 16)] {
+        let fixture = Fixture::new(Sizes { dim, ..SMALL });
+        let start = coded(&fixture, code);
         let phase = phase(json!({ "dropout": 0.0, "commitment": 0.3, "weight_decay": 0.0 }));
         let (_, whole, curve) = fixture.train(start.clone(), 0..STEPS, &phase);
         let (first, ..) = fixture.train(start.clone(), 0..3, &phase);
