@@ -283,7 +283,9 @@ impl Planner<'_, '_> {
             "pca" => ProjectionStart::Pca { pca: pca.cloned().ok_or_else(|| missing("pca"))? },
             name => {
                 let asked = self.asked(student, earlier)?.filter(|_| student.on.as_deref() == Some(name));
-                ProjectionStart::Head { student: asked.map_or_else(|| head(student, name, earlier), Ok)?.last.clone() }
+                ProjectionStart::Head {
+                    student: asked.map_or_else(|| head(student, name, earlier), Ok)?.last.clone(),
+                }
             }
         };
         let start = match student.kind {

@@ -191,7 +191,8 @@ fn start_projection(
 /// The weight [dim, input] and the bias of a linear head, or of the map that asks trained codes.
 fn linear_head(student: &Student) -> Option<(Matrix, Vec<f32>)> {
     let map = if matches!(student.shape.tower.head, Head::Coded(_)) { "head.query" } else { "head" };
-    let values = |name| student.layout.get(&format!("{map}.{name}")).map(|entry| &student.params[entry.range()]);
+    let values =
+        |name| student.layout.get(&format!("{map}.{name}")).map(|entry| &student.params[entry.range()]);
     let (dim, input) = (student.shape.tower.dim(), student.shape.tower.head_input());
     // The flat vector holds the weight as [input, dim].
     let flat = values("weight")?;
