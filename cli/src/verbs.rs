@@ -90,8 +90,8 @@ fn dry_run(spec: &JobSpec, inputs: &JobInputs, format: Format) -> anyhow::Result
                 "students: {}",
                 if students.is_empty() { "none".into() } else { students.join(", ") }
             ))?;
-            let JobInputs { corpus, teacher, teacher_query, students, checkpoints } = inputs;
-            let models = students.values().chain([teacher]).chain(teacher_query);
+            let JobInputs { corpus, teacher, teacher_query, cross_encoder, students, checkpoints } = inputs;
+            let models = students.values().chain([teacher]).chain(teacher_query).chain(cross_encoder);
             let models = models.flat_map(|model| model.files.by_name.values());
             for file in corpus.files().chain(models).chain(checkpoints.values()) {
                 output::line(&format!("{}  {:>12} bytes  {}", file.sha256.short(), file.bytes, file.url))?;

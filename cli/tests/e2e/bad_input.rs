@@ -1,6 +1,7 @@
 //! Every kind of damaged input: a clear message, an exit code that is not 0, and nothing left behind that a later job
 //! would take for finished.
 
+use crate::denoise;
 use crate::fixture;
 use crate::support::{Cluster, Home, files, finished, report};
 use std::fs;
@@ -214,6 +215,65 @@ const CASES: &[Case] = &[
         code: 100,
         words: &["400", "16"],
     },
+    Case {
+        what: "a cross-encoder of two labels",
+        spoil: |home| {
+            denoise::write(home);
+            replace(&home.join("cross/config.json"), "\"0\":\"LABEL_0\"", "\"0\":\"no\",\"1\":\"yes\"");
+        },
+        code: 1,
+        words: &["mining.denoise", "cross", "2 labels", "one label"],
+    },
+    Case {
+        what: "an encoder of texts as a cross-encoder",
+        spoil: |home| {
+            denoise::write(home);
+            replace(&home.join("spec.toml"), "model = \"cross\"", "model = \"teacher\"");
+        },
+        code: 1,
+        words: &["mining.denoise", "teacher", "BertModel", "cross-encoder"],
+    },
+    Case {
+        what: "pairs longer than the cross-encoder reads",
+        spoil: |home| {
+            denoise::write(home);
+            replace(&home.join("spec.toml"), "max_tokens = 48", "max_tokens = 65");
+        },
+        code: 1,
+        words: &["mining.denoise", "cross", "64 tokens", "max_tokens is 65", "lower it"],
+    },
+    Case {
+        what: "a cross-encoder without its classifier",
+        spoil: |home| {
+            denoise::write(home);
+            fs::copy(home.join("teacher/model.safetensors"), home.join("cross/model.safetensors")).unwrap();
+        },
+        code: 100,
+        words: &["cross", "no tensor of a classifier", "model.safetensors"],
+    },
+    Case {
+        what: "a cross-encoder without one of its tensors",
+        spoil: |home| {
+            denoise::write(home);
+            replace(&home.join("cross/model.safetensors"), "classifier.bias", "classifier.bios");
+        },
+        code: 100,
+        words: &["cross/model.safetensors", "no tensor classifier.bias"],
+    },
+    Case {
+        what: "scores that are no numbers",
+        spoil: |home| {
+            denoise::write(home);
+            let path = home.join("cross/model.safetensors");
+            let mut bytes = fs::read(&path).unwrap();
+            // The classifier's bias and the end of its weights come last.
+            let end = bytes.len() - 40;
+            bytes[end..].as_chunks_mut::<4>().0.fill(f32::MAX.to_le_bytes());
+            fs::write(&path, bytes).unwrap();
+        },
+        code: 100,
+        words: &["cross gives", "inf for question \"q", "mining.denoise"],
+    },
 ];
 
 fn write_larger_tokenizer(model: &Path) {
@@ -229,7 +289,7 @@ fn write_larger_tokenizer(model: &Path) {
 }
 
 fn restore(home: &Path) {
-    for folder in ["data", "teacher", "own"] {
+    for folder in ["data", "teacher", "own", "cross"] {
         let _ = fs::remove_dir_all(home.join(folder));
     }
     fixture::write(home);

@@ -14,6 +14,8 @@ use std::path::Path;
 pub const PASSAGES: usize = 60;
 /// Questions: of the first 20 for training, 10 for dev, 10 for test.
 pub const QUESTIONS: usize = 40;
+/// Width of the models.
+const WIDTH: usize = 16;
 
 const TOPICS: [[&str; 6]; 6] = [
     ["river", "delta", "flood", "bank", "valley", "spring"],
@@ -91,12 +93,56 @@ fn header((name, first): (&str, usize)) -> (&str, usize, String) {
 
 /// Writes a random encoder with its tokenizer; one seed gives one model.
 pub fn write_model(folder: &Path, seed: u64) {
+    write_encoder(folder, seed, 1.0);
+}
+
+/// Writes a random cross-encoder of one label; one seed gives one model.
+pub fn write_cross_encoder(folder: &Path, seed: u64) {
+    // An encoder that has just been initialised says nearly the same of all pairs.
+    write_encoder(folder, seed, 8.0);
+    let path = folder.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["architectures"] = json!(["BertForSequenceClassification"]);
+    config["id2label"] = json!({ "0": "LABEL_0" });
+    std::fs::write(path, config.to_string()).unwrap();
+    let mut numbers = Numbers(seed);
+    let mut draw = |count| (0..count).map(|_| numbers.below(2001) as f32 / 1000.0 - 1.0).collect();
+    let (dense, bias, classifier) = (draw(WIDTH * WIDTH), draw(WIDTH), draw(WIDTH));
+    add_tensors(
+        &folder.join("model.safetensors"),
+        &[
+            ("bert.pooler.dense.weight", &[WIDTH, WIDTH], dense),
+            ("bert.pooler.dense.bias", &[WIDTH], bias),
+            ("classifier.weight", &[1, WIDTH], classifier),
+            ("classifier.bias", &[1], vec![0.0]),
+        ],
+    );
+}
+
+/// Adds tensors of 32 bits behind those of a safetensors file.
+fn add_tensors(path: &Path, tensors: &[(&str, &[usize], Vec<f32>)]) {
+    let bytes = std::fs::read(path).unwrap();
+    let (length, rest) = bytes.split_first_chunk().unwrap();
+    let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
+    let (mut header, mut data): (Value, _) = (serde_json::from_slice(header).unwrap(), data.to_vec());
+    for (name, shape, values) in tensors {
+        let begin = data.len();
+        data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        header[name] = json!({ "dtype": "F32", "shape": shape, "data_offsets": [begin, data.len()] });
+    }
+    let header = header.to_string();
+    let length = (header.len() as u64).to_le_bytes();
+    std::fs::write(path, [&length[..], header.as_bytes(), &data].concat()).unwrap();
+}
+
+/// Writes a random encoder with its tokenizer, its weights `scale` times as large as initial ones.
+fn write_encoder(folder: &Path, seed: u64, scale: f32) {
     std::fs::create_dir_all(folder).unwrap();
     let tokens = vocabulary();
     let encoder = EncoderConfig {
         architecture: Architecture::Bert,
         vocabulary_size: tokens.len(),
-        hidden_size: 16,
+        hidden_size: WIDTH,
         layers: 2,
         heads: 2,
         intermediate_size: 32,
@@ -106,7 +152,8 @@ pub fn write_model(folder: &Path, seed: u64) {
         pad_token_id: 0,
     };
     let input = Input::Tokens { encoder: encoder.clone(), pooling: Pooling::Mean };
-    let params = TowerConfig { input, head: Head::None }.initial_params(seed);
+    let mut params = TowerConfig { input, head: Head::None }.initial_params(seed);
+    params.iter_mut().for_each(|value| *value *= scale);
     save_encoder(folder, &encoder, &params, FileDtype::F32).unwrap();
     std::fs::write(folder.join("tokenizer.json"), tokenizer(&tokens).to_string()).unwrap();
 }

@@ -6,6 +6,7 @@
 //! - [`job`]: whole jobs, by `retort run` and on a cluster started by hand
 //! - [`asking`]: students that encode questions alone
 //! - [`signs`]: students whose passages are a bit for each dimension
+//! - [`denoise`]: negatives that a cross-encoder has looked at
 //! - [`kill`]: whole jobs while processes are killed
 //! - [`cohort`]: one training by several workers, killed, frozen and joined: always the same weights
 //! - [`checkpoints`]: described, kept and deleted
@@ -33,6 +34,7 @@ mod control;
 mod data;
 #[cfg(target_os = "linux")]
 mod decisions;
+mod denoise;
 mod fixture;
 #[cfg(target_os = "linux")]
 mod full_store;

@@ -1,5 +1,6 @@
 //! The files that a model is made of, found in its folder and hashed when a job is submitted.
 
+use super::cross;
 use super::modules::{self, Module, ModuleKind, is_inside};
 use crate::ids::Hasher;
 use crate::spec::Pooling;
@@ -88,8 +89,34 @@ impl ModelInputs {
         let fail = |source| InputError::Read { what: what.to_owned(), source };
         let folder = base.join(reference).map_err(fail)?;
         let folder = crate::hub::pin(folder).await.map_err(fail)?;
-        let mut collector = Collector { what, folder, files: ModelFiles::default() };
-        let defaults = collector.run().await?;
+        let mut collector = Collector { what, folder, class: "AutoModel", files: ModelFiles::default() };
+        let (defaults, _) = collector.run().await?;
+        Ok(Self { files: collector.files, defaults })
+    }
+
+    /// The same for a model that is to give a score for each pair of texts, of up to `max_tokens`. What its
+    /// configuration says against that is an error here, before anything runs.
+    pub async fn collect_cross_encoder(
+        what: &str,
+        base: &Location,
+        reference: &str,
+        max_tokens: u32,
+    ) -> Result<Self, InputError> {
+        let fail = |source| InputError::Read { what: what.to_owned(), source };
+        let folder = base.join(reference).map_err(fail)?;
+        let folder = crate::hub::pin(folder).await.map_err(fail)?;
+        let class = "AutoModelForSequenceClassification";
+        let mut collector = Collector { what, folder, class, files: ModelFiles::default() };
+        let (defaults, config) = collector.run().await?;
+        if let Some(objection) = cross::objection(&config) {
+            return Err(collector.problem(&objection));
+        }
+        let positions = config["max_position_embeddings"].as_u64().unwrap_or(u64::MAX);
+        if positions < u64::from(max_tokens) {
+            return Err(
+                collector.problem(&format!("reads {positions} tokens, max_tokens is {max_tokens}; lower it"))
+            );
+        }
         Ok(Self { files: collector.files, defaults })
     }
 }
@@ -97,11 +124,14 @@ impl ModelInputs {
 struct Collector<'a> {
     what: &'a str,
     folder: Location,
+    /// What transformers loads such a model with, for messages.
+    class: &'a str,
     files: ModelFiles,
 }
 
 impl Collector<'_> {
-    async fn run(&mut self) -> Result<ModelDefaults, InputError> {
+    /// What the folder says about the model's use, and the encoder's configuration.
+    async fn run(&mut self) -> Result<(ModelDefaults, serde_json::Value), InputError> {
         let mut defaults = ModelDefaults::default();
         let mut encoder = String::new();
         if let Some(json) = self.json("modules.json").await? {
@@ -128,7 +158,7 @@ impl Collector<'_> {
         }
         self.weights(&encoder).await?;
         self.tokenizer(&encoder).await?;
-        Ok(defaults)
+        Ok((defaults, json))
     }
 
     /// The files of a module behind the encoder.
@@ -199,10 +229,11 @@ impl Collector<'_> {
             if self.exists(&modules::join(folder, name)).await? {
                 return Err(self.problem(&format!(
                     "has its weights only as {name}, a Python pickle that could run code; convert it once with: \
-                     python -c \"from transformers import AutoModel, AutoTokenizer as T; \
-                     AutoModel.from_pretrained('MODEL').save_pretrained('NEW'); \
+                     python -c \"from transformers import {class}, AutoTokenizer as T; \
+                     {class}.from_pretrained('MODEL').save_pretrained('NEW'); \
                      T.from_pretrained('MODEL').save_pretrained('NEW')\" \
                      and name the folder NEW instead",
+                    class = self.class,
                 )));
             }
         }
@@ -379,5 +410,32 @@ mod tests {
         );
         check(&[("config.json", "{}"), ("model.safetensors", "x")], &["tokenizer.json", "vocab.txt"]);
         check(&[("model.safetensors", "x")], &["config.json"]);
+    }
+
+    #[test]
+    fn a_model_that_gives_no_score_is_refused_by_name() {
+        let check = |config: &str, weights: &str, words: &[&str]| {
+            let folder = tempfile::tempdir().unwrap();
+            for (name, text) in [("config.json", config), (weights, "w"), ("vocab.txt", "a")] {
+                std::fs::write(folder.path().join(name), text).unwrap();
+            }
+            let base = Location::of_path(folder.path()).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let found =
+                runtime.block_on(ModelInputs::collect_cross_encoder("mining.denoise", &base, ".", 256));
+            let message = found.map_or_else(|error| error.to_string(), |_| String::new());
+            assert_eq!(message.is_empty(), words.is_empty(), "{message}");
+            words.iter().for_each(|word| assert!(message.contains(word), "{message:?} lacks {word:?}"));
+        };
+        let weights = "model.safetensors";
+        check(r#"{"num_labels": 1, "max_position_embeddings": 512}"#, weights, &[]);
+        check(r#"{"num_labels": 2}"#, weights, &["mining.denoise", "2 labels", "with one label"]);
+        check(r#"{"architectures": ["BertModel"]}"#, weights, &["mining.denoise", "is a BertModel"]);
+        check(
+            r#"{"max_position_embeddings": 128}"#,
+            weights,
+            &["128 tokens", "max_tokens is 256", "lower it"],
+        );
+        check("{}", "pytorch_model.bin", &["AutoModelForSequenceClassification.from_pretrained"]);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::baselines::row_name;
 use super::check_loss::check_loss;
+use super::denoise::check_denoise;
 use super::{
     CodeKind, JobSpec, LossKind, MiningSource, PhaseData, PhaseSpec, StudentKind, StudentSpec, WireSpec,
 };
@@ -24,7 +25,7 @@ const LARGEST_CODE: u32 = 1024;
 /// The largest numbers a spec may ask for: beyond them it is a slip, and memory would be taken for it.
 const LARGEST_COUNT: u32 = 1 << 20;
 const LARGEST_DIM: u32 = 1 << 16;
-const LARGEST_TOKENS: u32 = 8192;
+pub(super) const LARGEST_TOKENS: u32 = 8192;
 const MOST_SAMPLES: u32 = 1024;
 const MOST_REFRESHES: u32 = 1000;
 const MOST_EVALUATIONS: u32 = 1000;
@@ -40,7 +41,7 @@ pub(super) fn ensure(holds: bool, path: &[&str], message: impl Into<String>) -> 
     })
 }
 
-fn within(value: u32, low: u32, high: u32, path: &[&str]) -> Check {
+pub(super) fn within(value: u32, low: u32, high: u32, path: &[&str]) -> Check {
     ensure((low..=high).contains(&value), path, format!("{value} is not between {low} and {high}"))
 }
 
@@ -188,7 +189,8 @@ fn check_mining(spec: &JobSpec) -> Check {
     let finite = mining.ceiling.is_none_or(f64::is_finite);
     ensure(finite, &["mining", "ceiling"], "must be finite")?;
     ensure(mining.margin >= 0.0, &["mining", "margin"], "must not be negative")?;
-    ensure((0.0..=1.0).contains(&mining.ratio), &["mining", "ratio"], "must lie between 0 and 1")
+    ensure((0.0..=1.0).contains(&mining.ratio), &["mining", "ratio"], "must lie between 0 and 1")?;
+    check_denoise(mining)
 }
 
 fn check_student(spec: &JobSpec, student: &StudentSpec, at: &[&str; 2]) -> Check {

@@ -53,6 +53,9 @@ pub struct JobInputs {
     /// The teacher's encoder of questions, where it is another model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher_query: Option<ModelInputs>,
+    /// The cross-encoder that looks at mined candidates, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cross_encoder: Option<ModelInputs>,
     /// Models that encoder students start from, by student name.
     pub students: BTreeMap<String, ModelInputs>,
     /// Checkpoints that students start from, by student name.
@@ -111,6 +114,13 @@ impl JobInputs {
             teacher: ModelInputs::collect("teacher", base, spec.teacher.passage_reference()).await?,
             teacher_query: match spec.teacher.query_reference() {
                 Some(model) => Some(ModelInputs::collect("teacher.query_model", base, model).await?),
+                None => None,
+            },
+            cross_encoder: match &spec.mining.denoise {
+                Some(denoise) => {
+                    let (model, tokens) = (&denoise.model, denoise.max_tokens);
+                    Some(ModelInputs::collect_cross_encoder("mining.denoise", base, model, tokens).await?)
+                }
                 None => None,
             },
             students,

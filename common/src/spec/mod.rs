@@ -2,6 +2,7 @@
 //!
 //! - [`JobSpec`] and its parts: every key with its meaning, unit and default
 //! - `loss`: the terms of a loss
+//! - `denoise`: a cross-encoder's look at mined candidates
 //! - [`parse`](parse()): TOML and `--set k=v` to a checked spec; errors name line, key and the nearest valid key
 //! - [`digest`](digest()): names what a job is asked to do
 //! - [`differences`]: the keys in which two specs differ, and whether that changes a result
@@ -13,6 +14,7 @@ pub mod baselines;
 mod check;
 mod check_loss;
 mod corpus;
+mod denoise;
 mod differ;
 pub mod inputs;
 mod loss;
@@ -22,6 +24,7 @@ mod teacher;
 pub use baselines::BaselinesSpec;
 pub use check::{ContradictionError, check};
 pub use corpus::{AnswerRule, CorpusFormat, CorpusPreset, CorpusSpec, FileFormat, FileList, FileRef};
+pub use denoise::DenoiseSpec;
 pub use differ::{Difference, KEEPING_KEYS, differences};
 pub use loss::{LossDirection, LossKind, LossScope, LossSide, LossSpec, RampSpec};
 pub use parse::{SpecError, parse};
@@ -110,6 +113,9 @@ pub struct MiningSpec {
     pub sampling: MiningSampling,
     /// Drop passages that hold one of the question's answers.
     pub drop_answers: bool,
+    /// Drop passages that a cross-encoder takes for answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub denoise: Option<DenoiseSpec>,
 }
 
 impl Default for MiningSpec {
@@ -124,6 +130,7 @@ impl Default for MiningSpec {
             ceiling: None,
             sampling: MiningSampling::Best,
             drop_answers: true,
+            denoise: None,
         }
     }
 }

@@ -256,6 +256,37 @@ loss = [{ kind = "info_nce", temperature = 0.05 }]
     }
 
     #[test]
+    fn a_cross_encoder_looks_at_as_many_candidates_as_there_may_be() {
+        let with = |mining: &str, denoise: &str| {
+            GOOD.replace("[[student]]", &format!("[mining]\n{mining}[mining.denoise]\n{denoise}[[student]]"))
+        };
+        for (mining, denoise, mined) in [
+            ("", "model = \"cross\"\n", [32, 32]),
+            ("per_query = 20\n", "model = \"cross\"\n", [50, 80]),
+            ("from_rank = 11\n", "model = \"cross\"\ncandidates = 60\nbelow = 0.5\n", [40, 60]),
+        ] {
+            let spec = parse(&with(mining, denoise), "job.toml", &[]).unwrap();
+            let denoise = spec.mining.denoise.as_ref().unwrap();
+            assert_eq!(denoise.max_tokens, 256);
+            assert_eq!([1, 2].map(|lists| denoise.mined(&spec.mining, lists)), mined, "{mining}");
+        }
+        for (denoise, expected) in [
+            ("", "missing field `model`"),
+            ("model = \"\"\n", "name a cross-encoder"),
+            ("model = \"cross\"\nbelow = 0.0\n", "above 0 and below 1"),
+            ("model = \"cross\"\nbelow = nan\n", "above 0 and below 1"),
+            ("model = \"cross\"\nmax_tokens = 4\n", "not between 8 and 8192"),
+            ("model = \"cross\"\ncandidates = 7\n", "7 is not between 8 and 100"),
+            ("model = \"cross\"\ncandidates = 101\n", "101 is not between 8 and 100"),
+            ("model = \"cross\"\ncandidate = 9\n", "did you mean `candidates`"),
+        ] {
+            refuse(&with("", denoise), &[], &["job.toml:", expected]);
+        }
+        // Without it nothing of a job's identity changes.
+        assert!(!serde_json::to_string(&parse(GOOD, "job.toml", &[]).unwrap()).unwrap().contains("denoise"));
+    }
+
+    #[test]
     fn encoders_of_questions_ask_the_teacher_or_an_earlier_student() {
         let codes = "[[student]]\nname = \"codes\"\nkind = \"quantised\"\non = \"head-8\"\nbytes = 4\n";
         let with = |keys: &str, signal: &str| {

@@ -208,6 +208,49 @@ pub enum Task {
         /// Seed of the sampling.
         seed: u64,
     },
+    /// Candidates' pairs of question and passage to a cross-encoder's scores, for the passages of one shard: a table
+    /// {query_row, passage_row, score} with the classifier's logits. Meta: pairs.
+    Score {
+        /// The cross-encoder.
+        model: ModelFiles,
+        /// The candidates.
+        candidates: ArtifactId,
+        /// The questions.
+        queries: Table,
+        /// The corpus.
+        passages: Table,
+        /// Which shard of it.
+        shard: u32,
+        /// Which of equal shares of the shard's pairs, from 0.
+        share: u32,
+        /// How many shares there are.
+        shares: u32,
+        /// Longest pair in tokens.
+        max_tokens: u32,
+        /// Most tokens in a batch.
+        batch_tokens: u32,
+        /// The kernels' fingerprint.
+        fingerprint: String,
+    },
+    /// Candidates to hard negatives: without those that a cross-encoder takes for answers. Meta: the audit.
+    Denoise {
+        /// The candidates, best first, with the audit of the filters before.
+        candidates: ArtifactId,
+        /// The scores of all of them.
+        scores: Vec<ArtifactId>,
+        /// The questions with their judgements.
+        queries: Table,
+        /// The corpus, for the audit's texts.
+        passages: Table,
+        /// Questions of these sets.
+        sets: Vec<String>,
+        /// The teacher's vectors, for the audit's gaps.
+        teacher: VectorSet,
+        /// Negatives kept for each question.
+        per_query: u32,
+        /// Largest probability of being an answer that a negative may have.
+        below: f64,
+    },
     /// Training rows in step order. Meta: steps, rows.
     Order {
         /// Texts or questions with candidates.

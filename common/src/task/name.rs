@@ -30,7 +30,8 @@ impl Task {
             Task::FitPca { .. } => "pca",
             Task::FitBm25 { .. } => "bm25",
             Task::Search { .. } | Task::Merge { .. } => "ranking",
-            Task::Mine { .. } => "negatives",
+            Task::Mine { .. } | Task::Denoise { .. } => "negatives",
+            Task::Score { .. } => "scores",
             Task::Order { .. } => "order",
             Task::Train { .. } => "student",
             Task::Evaluate { .. } => "evaluation",
@@ -53,7 +54,8 @@ impl Task {
             | Task::FitQuantizer { .. }
             | Task::FitBaseline { .. } => Stage::Fit,
             Task::Search { .. } | Task::Merge { .. } => Stage::Search,
-            Task::Mine { .. } | Task::Order { .. } => Stage::Mine,
+            Task::Score { .. } => Stage::Score,
+            Task::Mine { .. } | Task::Denoise { .. } | Task::Order { .. } => Stage::Mine,
             Task::Train { .. } => Stage::Train,
             Task::Evaluate { .. } => Stage::Evaluate,
             Task::ExportStudent { .. } | Task::ExportRun { .. } => Stage::Export,
@@ -81,6 +83,7 @@ impl Task {
             | Task::Encode { fingerprint, .. }
             | Task::Quantize { fingerprint, .. }
             | Task::Search { fingerprint, .. }
+            | Task::Score { fingerprint, .. }
             | Task::Train { fingerprint, .. } => Some(fingerprint.as_str()).filter(|text| !text.is_empty()),
             _ => None,
         }

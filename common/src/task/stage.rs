@@ -15,6 +15,8 @@ pub enum Stage {
     Fit,
     /// Questions against the corpus.
     Search,
+    /// Pairs of question and passage to a cross-encoder's scores.
+    Score,
     /// Ranked lists to training rows.
     Mine,
     /// Training rows to a student.
@@ -29,11 +31,12 @@ pub enum Stage {
 
 impl Stage {
     /// Every stage in order.
-    pub const ALL: [Stage; 9] = [
+    pub const ALL: [Stage; 10] = [
         Stage::Shard,
         Stage::Embed,
         Stage::Fit,
         Stage::Search,
+        Stage::Score,
         Stage::Mine,
         Stage::Train,
         Stage::Evaluate,
@@ -48,6 +51,7 @@ impl Stage {
             Stage::Embed => "embed",
             Stage::Fit => "fit",
             Stage::Search => "search",
+            Stage::Score => "score",
             Stage::Mine => "mine",
             Stage::Train => "train",
             Stage::Evaluate => "evaluate",

@@ -8,10 +8,12 @@
 //!
 //! - [`students`]: rows in step order, training, vectors and export of a student
 //! - [`parts`]: the parts of a phase, and what measurements decide
+//! - [`denoise`]: what a cross-encoder says of mined candidates
 //! - [`baselines`]: rows of PCA and quantisers
 //! - [`rows`]: the report and its rows
 
 mod baselines;
+mod denoise;
 mod parts;
 mod quantised;
 mod rows;
@@ -19,7 +21,9 @@ mod students;
 
 use retort_common::ids::{Digest, JobId, TaskId};
 use retort_common::spec::inputs::{JobInputs, ModelFiles};
-use retort_common::spec::{JobSpec, MiningSource, PhaseData, PhaseSpec, StudentKind, StudentSpec};
+use retort_common::spec::{
+    JobSpec, MiningSource, MiningSpec, PhaseData, PhaseSpec, StudentKind, StudentSpec,
+};
 use retort_common::task::{
     ArtifactId, Encoder, PcaReduction, Retriever, Side, StageSummary, Table, Task, TextInput, VectorSet,
 };
@@ -389,16 +393,25 @@ impl Planner<'_, '_> {
 
     fn mine_runs(&mut self, base: &Base, runs: Vec<ArtifactId>, given: bool, seed: u64) -> ArtifactId {
         let spec = self.context.spec;
-        self.add(Task::Mine {
+        let lists = runs.len() + usize::from(given);
+        let mined = |per_query| Task::Mine {
             runs,
             given,
             queries: base.queries.clone(),
             passages: base.passages.clone(),
             sets: spec.sets.train.clone(),
             teacher: base.teacher.clone(),
-            mining: spec.mining.clone(),
+            mining: MiningSpec { per_query, denoise: None, ..spec.mining.clone() },
             seed,
-        })
+        };
+        match spec.mining.denoise.as_ref().zip(self.context.inputs.cross_encoder.as_ref()) {
+            None => self.add(mined(spec.mining.per_query)),
+            Some((denoise, model)) => {
+                let each = denoise.mined(&spec.mining, lists);
+                let candidates = self.add(mined(each));
+                self.denoise(base, denoise, &model.files, candidates, each)
+            }
+        }
     }
 
     fn search_dense(

@@ -75,9 +75,21 @@ pub fn inputs(folder: &str) -> JobInputs {
             ..ModelInputs::default()
         },
         teacher_query: None,
+        cross_encoder: None,
         students: Default::default(),
         checkpoints: Default::default(),
     }
+}
+
+/// The same with a cross-encoder for mined candidates.
+pub fn with_cross_encoder(folder: &str) -> JobInputs {
+    let inputs = inputs(folder);
+    let mut cross = inputs.teacher.clone();
+    for (name, file) in &mut cross.files.by_name {
+        (file.url, file.sha256) =
+            (format!("file:///{folder}/cross/{name}"), Digest::of(format!("cross {name}").as_bytes()));
+    }
+    JobInputs { cross_encoder: Some(cross), ..inputs }
 }
 
 /// What a worker would write into the manifest of a task's artifact.

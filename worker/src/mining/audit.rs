@@ -47,7 +47,10 @@ pub struct FilterCounts {
     pub ratio: u64,
     /// The text contains an answer.
     pub answer: u64,
-    /// Passed all filters; the negatives are chosen among these.
+    /// A cross-encoder takes it for an answer. Left out where it is 0: audits without one have no such count.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cross_encoder: u64,
+    /// Passed all filters; the negatives are chosen among these. A cross-encoder looks at the first of them only.
     pub passed: u64,
 }
 
@@ -130,6 +133,13 @@ impl Audit {
         self.keep_most_suspicious();
     }
 
+    /// The audit of filters in two rounds: those of `self` found the candidates that `last` looked at and chose from.
+    pub fn then(self, last: Audit) -> Audit {
+        let cross_encoder = last.filters.cross_encoder;
+        let passed = self.filters.passed.saturating_sub(cross_encoder);
+        Audit { filters: FilterCounts { cross_encoder, passed, ..self.filters }, ..last }
+    }
+
     /// Counts one query's outcome: `asked` negatives, of which the cases in `chosen` were found.
     pub(super) fn count_query(&mut self, asked: usize, chosen: usize) {
         self.queries += 1;
@@ -169,6 +179,7 @@ impl FilterCounts {
             margin,
             ratio,
             answer,
+            cross_encoder,
             passed,
         } = *other;
         self.considered += considered;
@@ -180,6 +191,11 @@ impl FilterCounts {
         self.margin += margin;
         self.ratio += ratio;
         self.answer += answer;
+        self.cross_encoder += cross_encoder;
         self.passed += passed;
     }
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }

@@ -36,6 +36,9 @@ pub struct Hooks<'a> {
     pub digest: Option<&'a dyn Fn(u64) -> u128>,
     /// Whether (query row, passage row)'s passage contains an answer; needed for `drop_answers`.
     pub has_answer: Option<&'a dyn Fn(u64, u64) -> bool>,
+    /// A cross-encoder's probability that (query row, passage row)'s passage is an answer, NaN where it gave none;
+    /// needed for `below`.
+    pub relevance: Option<&'a dyn Fn(u64, u64) -> f64>,
 }
 
 /// A chosen negative.
@@ -58,6 +61,10 @@ pub enum MiningError {
     MissingHook { filter: &'static str, hook: &'static str },
     #[error("score of query row {query} and passage row {passage} is not finite: check the teacher's scores")]
     NonFiniteScore { query: u64, passage: u64 },
+    #[error(
+        "query row {query} and passage row {passage} have no finite score of the cross-encoder: have all pairs scored"
+    )]
+    NoRelevance { query: u64, passage: u64 },
     #[error("known positives of query row {query} are not ascending: sort them")]
     UnsortedPositives { query: u64 },
 }
@@ -77,6 +84,7 @@ pub fn mine(
         return Err(MiningError::UnsortedPositives { query: query.row });
     }
     let scores = known_scores(spec, query)?;
+    check_relevance(spec, query, &hooks)?;
     let mut filters = FilterCounts::default();
     let mut passed = filter(spec, query, &hooks, &scores, &mut filters);
     if spec.sampling == Sampling::Random {
@@ -119,7 +127,7 @@ fn filter(
     for (rank, list, row) in in_window(spec, query) {
         counts.considered += 1;
         let score = scores.get(&row).copied();
-        // The cheapest filters first; the answer check reads text and comes last.
+        // The cheapest filters first; the answer check reads text and comes late, the model's word last.
         let dropped = if !met.insert(row) {
             Some(&mut counts.repeated)
         } else if row == query.positive.row || query.known_positives.binary_search(&row).is_ok() {
@@ -130,6 +138,8 @@ fn filter(
             Some(counter)
         } else if hooks.has_answer.is_some_and(|has_answer| has_answer(query.row, row)) {
             Some(&mut counts.answer)
+        } else if is_relevant(spec, hooks, query.row, row) {
+            Some(&mut counts.cross_encoder)
         } else {
             None
         };
@@ -173,6 +183,21 @@ fn score_filter<'c>(
     None
 }
 
+/// Whether a cross-encoder takes a candidate for an answer, or is not sure enough that it is none.
+fn is_relevant(spec: &MiningSpec, hooks: &Hooks, query: u64, row: u64) -> bool {
+    spec.below.zip(hooks.relevance).is_some_and(|(below, relevance)| relevance(query, row) > below)
+}
+
+/// What the cross-encoder has not judged is neither kept nor dropped in silence.
+fn check_relevance(spec: &MiningSpec, query: &Query, hooks: &Hooks) -> Result<(), MiningError> {
+    let Some(relevance) = hooks.relevance else { return Ok(()) };
+    let mut candidates = in_window(spec, query).map(|(_, _, row)| row);
+    match candidates.find(|row| !relevance(query.row, *row).is_finite()) {
+        Some(passage) => Err(MiningError::NoRelevance { query: query.row, passage }),
+        None => Ok(()),
+    }
+}
+
 /// (rank, list, row) of candidates inside the window, lists taking turns.
 fn in_window<'a>(
     spec: &MiningSpec,
@@ -211,5 +236,9 @@ fn needed_hooks<'a>(spec: &MiningSpec, hooks: &Hooks<'a>) -> Result<Hooks<'a>, M
         (true, None) => return Err(missing("drop_answers", "answer check")),
         (wanted, has_answer) => has_answer.filter(|_| wanted),
     };
-    Ok(Hooks { digest, has_answer })
+    let relevance = match (spec.below, hooks.relevance) {
+        (Some(_), None) => return Err(missing("below", "relevance")),
+        (below, relevance) => relevance.filter(|_| below.is_some()),
+    };
+    Ok(Hooks { digest, has_answer, relevance })
 }

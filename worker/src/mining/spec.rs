@@ -36,6 +36,10 @@ pub struct MiningSpec {
     /// Drops a candidate that contains an answer of the query (DPR's rule).
     #[serde(default)]
     pub drop_answers: bool,
+    /// Drops a candidate that is an answer with a probability above this, as a cross-encoder has it (RocketQA,
+    /// arXiv 2010.08191).
+    #[serde(default)]
+    pub below: Option<f64>,
     /// Cases that the audit lists, those with the smallest gap to the positive's score.
     #[serde(default = "suspicious_cases")]
     pub suspicious_cases: usize,
@@ -99,6 +103,7 @@ impl MiningSpec {
         finite("margin", self.margin, 0.0, " and at least 0")?;
         finite("ratio", self.ratio, f64::MIN_POSITIVE, " and greater than 0")?;
         finite("ceiling", self.ceiling, f64::MIN, "")?;
+        finite("below", self.below, 0.0, " and at least 0")?;
         if self.suspicious_cases > MAX_SUSPICIOUS_CASES {
             return Err(MiningSpecError::TooManyCases { got: self.suspicious_cases });
         }

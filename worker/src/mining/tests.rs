@@ -18,6 +18,7 @@ fn run(spec: &MiningSpec, lists: &[&[Candidate]], hooks: &Hooks) -> (Vec<u64>, A
     let filters = audit.filters;
     let dropped = filters.repeated + filters.known_positive + filters.duplicate_text + filters.unscored;
     let dropped = dropped + filters.ceiling + filters.margin + filters.ratio + filters.answer;
+    let dropped = dropped + filters.cross_encoder;
     assert_eq!(filters.considered, dropped + filters.passed, "every candidate has one fate");
     (negatives.iter().map(|n| n.row).collect(), audit)
 }
@@ -27,9 +28,15 @@ fn each_filter_drops_and_counts() {
     let list = candidates(&[(2, 11.0), (5, 9.8), (6, 9.2), (7, 8.0), (8, 4.0), (9, 3.0)]);
     let digest = |row: u64| u128::from(if row == 8 { 7 } else { row });
     let answer = |_: u64, row: u64| row == 5;
-    let hooks = Hooks { digest: Some(&digest), has_answer: Some(&answer) };
+    // What is at the bound stays.
+    let relevance = |_: u64, row: u64| match row {
+        6 | 8 => 0.9,
+        9 => 0.1,
+        _ => 0.01,
+    };
+    let hooks = Hooks { digest: Some(&digest), has_answer: Some(&answer), relevance: Some(&relevance) };
     type Count = fn(&FilterCounts) -> u64;
-    let table: [(&str, MiningSpec, &[u64], Count, u64); 9] = [
+    let table: [(&str, MiningSpec, &[u64], Count, u64); 10] = [
         ("known positives", spec(), &[5, 6], |f| f.known_positive, 1),
         ("window", MiningSpec { rank_from: 2, rank_to: 4, ..spec() }, &[6, 7], |f| f.considered, 2),
         ("margin", MiningSpec { margin: Some(0.5), ..spec() }, &[6, 7], |f| f.margin, 1),
@@ -43,6 +50,13 @@ fn each_filter_drops_and_counts() {
             1,
         ),
         ("answers", MiningSpec { drop_answers: true, ..spec() }, &[6, 7], |f| f.answer, 1),
+        (
+            "cross-encoder",
+            MiningSpec { below: Some(0.1), per_query: 5, ..spec() },
+            &[5, 7, 9],
+            |f| f.cross_encoder,
+            2,
+        ),
         ("all pass", MiningSpec { per_query: 5, ..spec() }, &[5, 6, 7, 8, 9], |f| f.passed, 5),
         ("beyond the list", MiningSpec { rank_from: 50, ..spec() }, &[], |f| f.considered, 0),
     ];
@@ -75,6 +89,28 @@ fn random_sampling_depends_on_rows_alone() {
     list.reverse();
     assert_eq!(run(&random, &[&list], &Hooks::default()).0, first);
     assert_ne!(run(&MiningSpec { seed: 5, ..random }, &[&list], &Hooks::default()).0, first);
+}
+
+#[test]
+fn a_second_round_of_filters_goes_on_from_the_first() {
+    let list = candidates(&[(5, 9.8), (6, 9.2), (7, 8.0), (8, 4.0), (9, 3.0)]);
+    let (first, audit) =
+        run(&MiningSpec { margin: Some(0.5), per_query: 3, ..spec() }, &[&list], &Hooks::default());
+    assert_eq!(first, [6, 7, 8]);
+    let list = candidates(&[(6, 9.2), (7, 8.0), (8, 4.0)]);
+    let relevance = |_: u64, row: u64| if row == 7 { 0.2 } else { 0.4 };
+    let hooks = Hooks { relevance: Some(&relevance), ..Hooks::default() };
+    let (last, second) = run(&MiningSpec { below: Some(0.3), ..spec() }, &[&list], &hooks);
+    assert_eq!(last, [7]);
+    let both = audit.then(second);
+    let filters = both.filters;
+    assert_eq!((filters.considered, filters.margin, filters.cross_encoder, filters.passed), (5, 1, 2, 2));
+    assert_eq!((both.queries, both.chosen, both.short_queries, both.missing), (1, 1, 1, 1));
+    assert_eq!(both.suspicious.iter().map(|case| case.gap).collect::<Vec<_>>(), [2.0]);
+    // Audits of before there were cross-encoders have no such count.
+    let old = serde_json::to_value(FilterCounts::default()).unwrap();
+    assert_eq!(old.get("cross_encoder"), None);
+    assert_eq!(serde_json::from_value::<FilterCounts>(old).unwrap(), FilterCounts::default());
 }
 
 #[test]
@@ -117,8 +153,19 @@ fn wrong_input_is_refused() {
     assert_eq!(nan, MiningError::NonFiniteScore { query: 3, passage: 1 });
     let answers = MiningSpec { drop_answers: true, ..spec() };
     assert!(refused(&answers, &query(1.0)).to_string().contains("drop_answers"));
+    let judged = MiningSpec { below: Some(0.1), ..spec() };
+    assert!(refused(&judged, &query(1.0)).to_string().contains("below"));
     let unsorted = Query { known_positives: &[4, 1], ..query(1.0) };
     assert_eq!(refused(&spec(), &unsorted), MiningError::UnsortedPositives { query: 3 });
+    // A pair without a score, or with NaN, is neither kept nor dropped.
+    let (list, relevance) = (candidates(&[(5, 0.5), (6, 0.4)]), |_: u64, row: u64| match row {
+        5 => 0.0,
+        _ => f64::NAN,
+    });
+    let hooks = Hooks { relevance: Some(&relevance), ..Hooks::default() };
+    let mut audit = Audit::new(1);
+    let error = mine(&judged, &Query { lists: &[&list], ..query(1.0) }, &hooks, &mut audit).unwrap_err();
+    assert_eq!((error, audit), (MiningError::NoRelevance { query: 3, passage: 6 }, Audit::new(1)));
 }
 
 #[test]
@@ -129,6 +176,7 @@ fn specs_are_strict() {
         (MiningSpec { per_query: 101, ..spec() }, 1, "widen the window"),
         (MiningSpec { margin: Some(-1.0), ..spec() }, 1, "margin is -1"),
         (MiningSpec { ratio: Some(f64::NAN), ..spec() }, 1, "ratio is NaN"),
+        (MiningSpec { below: Some(f64::NAN), ..spec() }, 1, "below is NaN"),
         (MiningSpec { suspicious_cases: 1 << 20, ..spec() }, 1, "at most 10000"),
     ] {
         let error = change.check(lists).unwrap_err().to_string();

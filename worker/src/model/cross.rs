@@ -4,6 +4,8 @@
 
 use std::path::Path;
 
+use retort_common::model::cross::objection;
+
 use super::encoder::encoder_specs;
 use super::flat::ParamLayout;
 use super::folder::{encoder_folder, linear};
@@ -13,6 +15,7 @@ use super::shape::{Head, Input, TowerConfig, TowerError};
 use super::stack::{Activation, Stack};
 use super::weights::WeightsError;
 use super::{Batch, Device, Pooling, Tower};
+use crate::parallel;
 use crate::text::{TextError, TokenBatch, Tokenizer, plan_batches};
 
 /// Why a cross-encoder could not be loaded or applied.
@@ -66,12 +69,13 @@ impl CrossEncoder {
         };
         let Loaded { config: mut encoder, mut params, files, json } = load(folder, behind)?;
         let kind = |message: String| CrossError::Kind { path: folder.display().to_string(), message };
-        let labels =
-            json["id2label"].as_object().map(|labels| labels.len() as u64).or(json["num_labels"].as_u64());
-        if labels.is_some_and(|labels| labels != 1) {
+        if let Some(objection) = objection(&json) {
+            return Err(kind(objection));
+        }
+        if !files.names().any(|tensor| tensor.starts_with("classifier.")) {
+            let path = files.path().display();
             return Err(kind(format!(
-                "{} labels; a model that gives one score is needed",
-                labels.unwrap_or(0)
+                "no tensor of a classifier in {path}; name a cross-encoder with one label"
             )));
         }
         let width = encoder.hidden_size;
@@ -115,29 +119,35 @@ impl CrossEncoder {
 
     /// A score for each pair (question, passage): the classifier's logit, without a sigmoid. Pairs of more than
     /// `max_tokens` are cut, the longer text first; `batch_tokens` bounds a batch, padding included, and `threads` those
-    /// that tokenise. A pair's score may depend in its last bits on the others, never on threads.
-    pub fn score(
+    /// that tokenise. A pair's score may depend in its last bits on the others, never on threads. `go_on` is told the
+    /// number of pairs done after each batch and may stop with an error.
+    pub fn score<E: From<CrossError>>(
         &self,
         pairs: &[(&str, &str)],
         max_tokens: usize,
         batch_tokens: usize,
-    ) -> Result<Vec<f32>, CrossError> {
-        let most = max_tokens.min(self.max_tokens);
-        let mut rows = Vec::with_capacity(pairs.len());
-        for (first, second) in pairs {
-            let (mut ids, types) = self.tokenizer.encode_pair(first, second, most)?;
-            ids.iter_mut().zip(types).for_each(|(id, kind)| *id += self.second * kind.min(1));
-            rows.push(ids);
-        }
+        threads: usize,
+        mut go_on: impl FnMut(usize) -> Result<(), E>,
+    ) -> Result<Vec<f32>, E> {
+        let tokens = parallel::map(threads, pairs.len(), |at| self.tokens(pairs[at], max_tokens));
+        let rows = tokens.into_iter().collect::<Result<Vec<_>, _>>().map_err(CrossError::from)?;
         let lengths: Vec<u32> = rows.iter().map(|row| row.len() as u32).collect();
-        let mut scores = vec![0.0; pairs.len()];
+        let (mut scores, mut done) = (vec![0.0; pairs.len()], 0);
         for batch in plan_batches(&lengths, batch_tokens) {
             let ids: Vec<&[u32]> = batch.iter().map(|row| rows[*row].as_slice()).collect();
-            let states = self.tower.encode(&Batch::Tokens(TokenBatch::new(&ids, self.pad_token_id)))?;
-            let logits = self.classifier.apply(states);
+            let padded = Batch::Tokens(TokenBatch::new(&ids, self.pad_token_id));
+            let logits = self.classifier.apply(self.tower.encode(&padded).map_err(CrossError::from)?);
             batch.iter().enumerate().for_each(|(at, row)| scores[*row] = logits.row(at)[0]);
+            done += batch.len();
+            go_on(done)?;
         }
         Ok(scores)
+    }
+
+    fn tokens(&self, (first, second): (&str, &str), max_tokens: usize) -> Result<Vec<u32>, TextError> {
+        let (mut ids, types) = self.tokenizer.encode_pair(first, second, max_tokens)?;
+        ids.iter_mut().zip(types).for_each(|(id, kind)| *id += self.second * kind.min(1));
+        Ok(ids)
     }
 }
 

@@ -138,7 +138,7 @@ fn architectures_agree_with_transformers() {
 fn check_cross(folder: &std::path::Path, wanted: &Wanted) -> f32 {
     let cross = CrossEncoder::load(&folder.join("model"), &Device::flex()).unwrap();
     let pairs: Vec<(&str, &str)> = wanted.pairs.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
-    let scores = cross.score(&pairs, wanted.max_length, 2048).unwrap();
+    let scores = cross.score(&pairs, wanted.max_length, 2048, 2, |_| Ok::<_, CrossError>(())).unwrap();
     largest(scores.iter().zip(&wanted.scores))
 }
 

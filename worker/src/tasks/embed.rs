@@ -11,6 +11,7 @@ use crate::vectors::{read_vectors, write_vectors};
 use retort_common::ids::Digest;
 use retort_common::task::{ArtifactId, Encoder, Side, Task};
 use serde_json::json;
+use std::any::Any;
 use std::sync::{Arc, Mutex};
 
 /// An encoder ready to use.
@@ -22,9 +23,9 @@ pub struct LoadedEncoder {
     pad_token_id: u32,
 }
 
-/// The encoder that was used last: neighbouring tasks embed with the same one.
+/// The encoder that was used last, of texts or of pairs: neighbouring tasks need the same one.
 #[derive(Default)]
-pub struct EncoderCache(Mutex<Option<(Digest, Arc<LoadedEncoder>)>>);
+pub struct EncoderCache(Mutex<Option<(Digest, Arc<dyn Any + Send + Sync>)>>);
 
 impl EncoderCache {
     /// Lets go of the encoder: training needs the memory.
@@ -32,18 +33,23 @@ impl EncoderCache {
         *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
     }
 
-    fn get(&self, bench: &Workbench<'_>, encoder: &Encoder) -> Result<Arc<LoadedEncoder>, TaskError> {
-        let key = Digest::of_json(encoder);
+    /// The encoder that `key` names, loaded unless it is the last one.
+    pub(super) fn get<T: Any + Send + Sync>(
+        &self,
+        key: Digest,
+        load: impl FnOnce() -> Result<T, TaskError>,
+    ) -> Result<Arc<T>, TaskError> {
         let mut slot = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some((held, loaded)) = slot.as_ref()
             && *held == key
+            && let Ok(loaded) = Arc::clone(loaded).downcast()
         {
-            return Ok(Arc::clone(loaded));
+            return Ok(loaded);
         }
         // The old encoder goes first: two at once would double the memory.
         *slot = None;
-        let loaded = Arc::new(load(bench, encoder)?);
-        *slot = Some((key, Arc::clone(&loaded)));
+        let loaded = Arc::new(load()?);
+        *slot = Some((key, Arc::clone(&loaded) as Arc<dyn Any + Send + Sync>));
         Ok(loaded)
     }
 }
@@ -86,7 +92,7 @@ pub fn embed(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
         }
     };
     let strings: Vec<_> = strings.iter().map(|text| format!("{}{text}", input.prefix)).collect();
-    let loaded = bench.encoders.get(bench, encoder)?;
+    let loaded = bench.encoders.get(Digest::of_json(encoder), || load(bench, encoder))?;
     let encoder = TextEncoder {
         tokenizer: &loaded.tokenizer,
         tower: &loaded.tower,

@@ -4,7 +4,7 @@ use super::bench::{Content, Produced, TaskError, Workbench};
 use super::search::load_ranking;
 use super::shard::GIVEN;
 use crate::metrics::answers::{Answer, AnswerText};
-use crate::mining::{Audit, Candidate, Hooks, MiningSpec, Query, Sampling, SuspiciousCase};
+use crate::mining::{Audit, Candidate, Hooks, MiningSpec, Negative, Query, Sampling, SuspiciousCase};
 use crate::report::SuspiciousNegative;
 use crate::search::topk::Hit;
 use crate::tables::{NegativeRow, read_negatives, write_negatives};
@@ -24,7 +24,7 @@ pub const CASES: &str = "cases.json";
 /// Characters of a text that are kept in a case.
 const CASE_CHARACTERS: usize = 2000;
 /// Cases the audit lists.
-const SUSPICIOUS_CASES: usize = 50;
+pub(super) const SUSPICIOUS_CASES: usize = 50;
 
 /// Hard negatives for every training question.
 pub fn mine(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
@@ -50,6 +50,7 @@ pub fn mine(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
         ceiling: mining.ceiling,
         drop_duplicate_texts: true,
         drop_answers: mining.drop_answers,
+        below: None,
         suspicious_cases: SUSPICIOUS_CASES,
     };
     spec.check(lists.len()).map_err(TaskError::input)?;
@@ -59,7 +60,7 @@ pub fn mine(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
     let (mut audit, mut rows) = (Audit::new(SUSPICIOUS_CASES), Vec::new());
     let digest = |row: u64| texts.digests[&row];
     let has_answer = |query: u64, row: u64| texts.answers.contains(&(query, row));
-    let hooks = Hooks { digest: Some(&digest), has_answer: Some(&has_answer) };
+    let hooks = Hooks { digest: Some(&digest), has_answer: Some(&has_answer), relevance: None };
     for (done, (query, known)) in positives.iter().enumerate() {
         let scored: Vec<Vec<Candidate>> = lists
             .iter()
@@ -68,19 +69,33 @@ pub fn mine(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
         let lists: Vec<&[Candidate]> = scored.iter().map(Vec::as_slice).collect();
         let positive = score_rows(&teacher_queries, &teacher_passages, *query, &known[..1])?[0];
         let query = Query { row: *query, positive, known_positives: known, lists: &lists };
-        for negative in crate::mining::mine(&spec, &query, &hooks, &mut audit).map_err(TaskError::input)? {
-            let score = negative.score.unwrap_or(f64::NAN);
-            rows.push(NegativeRow { query: query.row, passage: negative.row, score });
-        }
+        let negatives = crate::mining::mine(&spec, &query, &hooks, &mut audit).map_err(TaskError::input)?;
+        rows.extend(negatives.iter().map(|negative| as_row(query.row, negative)));
         if done % 1024 == 0 {
             bench.go_on()?;
             bench.progress.progress(done as u64, positives.len() as u64, "");
         }
     }
+    finish(bench, &rows, &audit, (queries, passages), (&teacher_queries, &teacher_passages))
+}
+
+/// A chosen negative as it is stored.
+pub(super) fn as_row(query: u64, negative: &Negative) -> NegativeRow {
+    NegativeRow { query, passage: negative.row, score: negative.score.unwrap_or(f64::NAN) }
+}
+
+/// The artifact of some negatives and their audit; the vectors are the teacher's.
+pub(super) fn finish(
+    bench: &Workbench<'_>,
+    rows: &[NegativeRow],
+    audit: &Audit,
+    (queries, passages): (&Table, &Table),
+    vectors: (&VectorRows, &VectorRows),
+) -> Result<Produced, TaskError> {
     let path = bench.scratch(NEGATIVES);
-    write_negatives(&path, &rows)?;
-    let report = serde_json::to_vec_pretty(&audit).map_err(TaskError::input)?;
-    let cases = cases(bench, &audit.suspicious, queries, passages, (&teacher_queries, &teacher_passages))?;
+    write_negatives(&path, rows)?;
+    let report = serde_json::to_vec_pretty(audit).map_err(TaskError::input)?;
+    let cases = cases(bench, &audit.suspicious, queries, passages, vectors)?;
     let cases = serde_json::to_vec_pretty(&cases).map_err(TaskError::input)?;
     let parts = vec![
         (NEGATIVES.to_owned(), Content::File(path)),
@@ -135,7 +150,7 @@ fn score(
 }
 
 /// The teacher's scores of some passages for a question.
-fn score_rows(
+pub(super) fn score_rows(
     queries: &VectorRows,
     passages: &VectorRows,
     query: u64,

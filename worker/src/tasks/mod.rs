@@ -2,12 +2,13 @@
 //!
 //! - [`Workbench`]: what every task works with
 //! - [`input`]: files outside the store, verified while they are read
-//! - [`shard`], [`embed`], [`fit`], [`baseline`], [`quantize`], [`search`], [`mine`], [`order`], [`train`],
-//!   [`evaluate`], [`export`], [`report`]: the tasks themselves
+//! - [`shard`], [`embed`], [`fit`], [`baseline`], [`quantize`], [`search`], [`mine`], [`score`], [`denoise`],
+//!   [`order`], [`train`], [`evaluate`], [`export`], [`report`]: the tasks themselves
 //! - [`student`]: a trained student as an artifact
 
 pub(crate) mod baseline;
 mod bench;
+mod denoise;
 mod embed;
 mod evaluate;
 mod export;
@@ -17,6 +18,7 @@ pub(crate) mod mine;
 mod order;
 mod quantize;
 mod report;
+mod score;
 pub(crate) mod search;
 mod shard;
 mod student;
@@ -51,6 +53,8 @@ pub fn run(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
         Task::Search { .. } => search::search(bench, task),
         Task::Merge { runs, depth } => search::merge(bench, runs, *depth),
         Task::Mine { .. } => mine::mine(bench, task),
+        Task::Score { .. } => score::score(bench, task),
+        Task::Denoise { .. } => denoise::denoise(bench, task),
         Task::Order { .. } => order::order(bench, task),
         Task::Train { .. } => train::train(bench, task),
         Task::Evaluate { .. } => evaluate::evaluate(bench, task),

@@ -278,6 +278,7 @@ fn negatives_audit(
         ("margin", filters.margin),
         ("ratio", filters.ratio),
         ("holds an answer", filters.answer),
+        ("cross-encoder", filters.cross_encoder),
     ];
     let edges = GapHistogram::edges();
     Ok(NegativesAudit {
