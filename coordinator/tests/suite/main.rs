@@ -3,12 +3,13 @@
 //! - [`cluster`]: a scheduler with simulated workers, and the safety rules checked after every step
 //! - [`cohort`]: who trains together
 //! - [`scheduler`]: rules by table; [`random`]: random inputs, restarts and faults
-//! - [`plan`]: the tasks of a job
+//! - [`plan`]: the tasks of a job; [`decisions`]: those that hang on measurements
 //! - [`process`]: the real coordinator and sessions on loopback, killed and started again
 //! - [`tidy`]: purity of the scheduler
 
 mod cluster;
 mod cohort;
+mod decisions;
 mod plan;
 mod process;
 mod random;
