@@ -430,7 +430,7 @@ pub struct WorkerStart {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
     /// What computes: flex; tch:cpu, tch:cuda:N or cuda:N where they are built in; auto for the best of them that is there.
-    /// +bf16 behind a device of LibTorch has encoders multiply with bfloat16.
+    /// +bf16 or +f16 behind it has encoders multiply with such floats, where the device has them.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: String,
     /// Folder for artifacts read from the store; a temporary one without it.

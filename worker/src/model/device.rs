@@ -41,17 +41,19 @@ pub enum DeviceError {
         built: String,
     },
     /// Arithmetic that the device does not have.
-    #[error("device {name:?} cannot be used: {reason}; leave \"+bf16\" out for 32-bit floats")]
+    #[error("device {name:?} cannot be used: {reason}; leave \"{suffix}\" out for 32-bit floats")]
     Precision {
         /// What was asked for.
         name: String,
+        /// How its name asks for it.
+        suffix: &'static str,
         /// What is missing.
         reason: &'static str,
     },
     /// Anything else.
     #[error(
-        "unknown device {name:?}; use \"auto\", \"flex\", \"tch:cpu\", \"tch:cuda:N\" or \"cuda:N\", with \"+bf16\" behind one of \
-         LibTorch for products of bfloat16"
+        "unknown device {name:?}; use \"auto\", \"flex\", \"tch:cpu\", \"tch:cuda:N\" or \"cuda:N\", with \"+bf16\" or \"+f16\" \
+         behind it for products of 16-bit floats"
     )]
     Unknown {
         /// What was asked for.
@@ -59,8 +61,8 @@ pub enum DeviceError {
     },
 }
 
-/// What follows a device's name for products of bfloat16.
-const BF16: &str = "+bf16";
+/// The first compute capability of NVIDIA GPUs that multiplies bfloat16.
+const BF16_CAPABILITY: f32 = 8.0;
 /// Version of burn in the workspace's manifest.
 const BURN_VERSION: &str = "0.22.1";
 
@@ -84,14 +86,17 @@ impl Device {
     }
 
     /// The device of a name: "flex", a device of a backend that is built in, or "auto" for the best that is built in and
-    /// there: a CUDA device of LibTorch, LibTorch on the CPU, flex. "+bf16" behind a device of LibTorch has an encoder's
-    /// products computed with bfloat16.
+    /// there: a CUDA device of LibTorch, LibTorch on the CPU, flex. "+bf16" or "+f16" behind it has an encoder's products
+    /// computed with such floats.
     pub fn parse(name: &str) -> Result<Self, DeviceError> {
-        if let Some(exact) = name.strip_suffix(BF16) {
+        for precision in [Precision::Bf16, Precision::F16] {
+            let suffix = precision.suffix();
+            let Some(exact) = name.strip_suffix(suffix) else { continue };
             let mut device = Self::parse(exact)?;
-            device.check_bf16().map_err(|reason| DeviceError::Precision { name: name.to_owned(), reason })?;
-            device.name.push_str(BF16);
-            device.precision = Precision::Bf16;
+            let refused = |reason| DeviceError::Precision { name: name.to_owned(), suffix, reason };
+            device.check(precision).map_err(refused)?;
+            device.name.push_str(suffix);
+            device.precision = precision;
             return Ok(device);
         }
         let unknown = || DeviceError::Unknown { name: name.to_owned() };
@@ -123,28 +128,37 @@ impl Device {
 
     /// The backend and kind of device, without its number: what its bits may depend on.
     pub fn backend(&self) -> String {
-        let precision = if self.precision == Precision::Bf16 { BF16 } else { "" };
-        format!("{}{precision}", self.kind())
+        format!("{}{}", self.kind(), self.precision.suffix())
     }
 
     /// [`Device::backend`] without its precision.
     fn kind(&self) -> &str {
-        let name = self.name.strip_suffix(BF16).unwrap_or(&self.name);
-        match name.rsplit_once(':') {
+        match self.exact_name().rsplit_once(':') {
             Some((kind, number)) if number.parse::<u16>().is_ok() => kind,
-            _ => name,
+            _ => self.exact_name(),
         }
     }
 
-    /// Whether products of bfloat16 are faster than exact ones: elsewhere they are emulated, many times slower.
-    fn check_bf16(&self) -> Result<(), &'static str> {
-        match self.kind() {
-            "flex" | "cuda" => Err("only LibTorch computes with bfloat16 here"),
-            "tch:cpu" if instructions().ends_with("AMX") || instructions().ends_with("bf16") => Ok(()),
-            "tch:cpu" => Err("this processor has no instructions for bfloat16"),
+    /// [`Device::name`] without its precision.
+    fn exact_name(&self) -> &str {
+        self.name.strip_suffix(self.precision.suffix()).unwrap_or(&self.name)
+    }
+
+    /// Whether its products of such floats are faster than exact ones: elsewhere they are emulated, many times slower.
+    fn check(&self, precision: Precision) -> Result<(), &'static str> {
+        match (self.kind(), precision) {
+            ("flex", _) => Err("flex computes with 32-bit floats alone"),
+            ("tch:cpu", Precision::F16) => {
+                Err("LibTorch emulates float16 on processors; \"+bf16\" may be had")
+            }
+            ("tch:cpu", _) if instructions().ends_with("AMX") || instructions().ends_with("bf16") => Ok(()),
+            ("tch:cpu", _) => Err("this processor has no instructions for bfloat16"),
+            // burn's own gradients would be float16 too, in which small ones vanish.
+            ("cuda", Precision::F16) => Err("only LibTorch computes with float16 here; \"+bf16\" may be had"),
+            (_, Precision::F16) => Ok(()),
             _ => match self.gpu().and_then(|number| ask_gpu(number, "compute_cap")) {
-                Some(version) if version.trim().parse::<f32>().is_ok_and(|version| version < 8.0) => {
-                    Err("this GPU multiplies no bfloat16")
+                Some(capability) if capability.trim().parse().is_ok_and(|it: f32| it < BF16_CAPABILITY) => {
+                    Err("this GPU multiplies no bfloat16; \"+f16\" may be had")
                 }
                 _ => Ok(()),
             },
@@ -183,8 +197,7 @@ impl Device {
     }
 
     fn gpu(&self) -> Option<&str> {
-        let name = self.name.strip_suffix(BF16).unwrap_or(&self.name);
-        name.rsplit_once("cuda:").map(|(_, number)| number)
+        self.exact_name().rsplit_once("cuda:").map(|(_, number)| number)
     }
 }
 
@@ -308,11 +321,17 @@ mod tests {
         for name in ["abacus", "", "flex:0", "tch", "tch:cuda", "tch:cuda:x", "cuda:-1", "cuda"] {
             assert!(message(name).contains("unknown device"), "{name}");
         }
-        assert!(message("flex+bf16").contains("only LibTorch"), "{}", message("flex+bf16"));
-        assert!(message("flex+f16").contains("unknown device"));
+        for name in ["flex+bf16", "flex+f16"] {
+            assert!(message(name).contains("32-bit floats alone"), "{}", message(name));
+        }
+        assert!(message("flex+f64").contains("unknown device"));
+        assert!(message("+f16").contains("unknown device"));
         if cfg!(not(feature = "tch")) {
             assert!(message("tch:cpu").contains("--features tch"));
             assert!(message("tch:cuda:0").contains("--features tch"));
+        }
+        if cfg!(feature = "tch") {
+            assert!(message("tch:cpu+f16").contains("emulates float16"), "{}", message("tch:cpu+f16"));
         }
         if cfg!(not(feature = "cuda")) {
             assert!(message("cuda:1").contains("--features cuda"));

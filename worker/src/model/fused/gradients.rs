@@ -71,7 +71,7 @@ impl<B: EncoderGradients> Backward<B, 3> for Linear {
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let d = grads.consume::<B>(&ops.node);
         let ([x, weight, bias], state) = (ops.parents, ops.state);
-        let (dx, dw, db) = B::linear_gradients(state.0, state.1, d, x.is_some(), state.2);
+        let (dx, dw, db) = B::linear_gradients(state.0, state.1, d, x.is_some(), state.2.of_gradients());
         if let (Some(node), Some(dx)) = (x, dx) {
             grads.register::<B>(node.id, dx);
         }
@@ -137,7 +137,7 @@ impl<B: EncoderGradients> Backward<B, 3> for Attention {
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let d = grads.consume::<B>(&ops.node);
         let AttentionState { inputs, kept, texts, heads, precision } = ops.state;
-        let gradients = B::attention_gradients(inputs, kept, &texts, heads, d, precision);
+        let gradients = B::attention_gradients(inputs, kept, &texts, heads, d, precision.of_gradients());
         for (node, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(node) = node {
                 grads.register::<B>(node.id, gradient);

@@ -18,14 +18,15 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::module::{attention, layer_norm, linear};
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData, activation};
+use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData, activation};
 use std::sync::Arc;
 
 pub(super) use relative::{biased_attention, relative_bias};
 
 use crate::text::TokenBatch;
 
-/// What the products of an encoder are computed with. Weights, sums of states, layer norms and gradients stay 32-bit floats.
+/// What the products of an encoder are computed with. Weights, sums of states, layer norms and gradients stay 32-bit
+/// floats, as in mixed-precision training (Micikevicius et al., 2018).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// 32-bit floats.
@@ -33,6 +34,25 @@ pub enum Precision {
     F32,
     /// Factors rounded to bfloat16, where the device multiplies them faster.
     Bf16,
+    /// Factors rounded to float16 on the way forward; the products of gradients, many of which float16 would take for
+    /// zero, are of 32-bit floats, so that losses need no scaling.
+    F16,
+}
+
+impl Precision {
+    /// How a device's name asks for it.
+    pub const fn suffix(self) -> &'static str {
+        match self {
+            Self::F32 => "",
+            Self::Bf16 => "+bf16",
+            Self::F16 => "+f16",
+        }
+    }
+
+    /// That of the products on the way back.
+    fn of_gradients(self) -> Self {
+        if self == Self::F16 { Self::F32 } else { self }
+    }
 }
 
 /// How the rows of token states belong to texts.
@@ -177,7 +197,7 @@ pub(super) fn fused_linear(
     precision: Precision,
 ) -> Tensor<2> {
     if !has_kernels(&x.device()) {
-        return linear(x, weight, Some(bias));
+        return plain_linear(x, weight, bias, precision);
     }
     let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
     Tensor::from_dispatch(Dispatch::encoder_linear(x, weight, bias, precision))
@@ -220,13 +240,35 @@ pub(super) fn fused_attention(
         let context = Dispatch::encoder_attention(queries, keys, values, texts.clone(), heads, precision);
         return Tensor::from_dispatch(context);
     }
+    plain_attention(inputs, texts, heads, precision)
+}
+
+/// A linear layer of burn's own operations.
+fn plain_linear(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>, precision: Precision) -> Tensor<2> {
+    if precision == Precision::F32 {
+        return linear(x, weight, Some(bias));
+    }
+    factor(x, precision).matmul(factor(weight, precision)).cast(FloatDType::F32) + bias.unsqueeze()
+}
+
+/// Attention of burn's own operations, on padded texts.
+fn plain_attention(inputs: [Tensor<2>; 3], texts: &Texts, heads: usize, precision: Precision) -> Tensor<2> {
     let (count, width) = (texts.count(), texts.width.expect("only fused attention takes packed texts"));
     let [rows, hidden] = inputs[0].dims();
-    let [queries, keys, values] =
-        inputs.map(|input| input.reshape([count, width, heads, hidden / heads]).swap_dims(1, 2));
-    let mask = padding_mask(texts, width, heads, &device);
+    let mask = padding_mask(texts, width, heads, &inputs[0].device());
+    let [queries, keys, values] = inputs
+        .map(|input| factor(input, precision).reshape([count, width, heads, hidden / heads]).swap_dims(1, 2));
     let context = attention(queries, keys, values, mask, None, AttentionModuleOptions::default());
-    context.swap_dims(1, 2).reshape([rows, hidden])
+    context.swap_dims(1, 2).reshape([rows, hidden]).cast(FloatDType::F32)
+}
+
+/// A factor of a product of burn's own operations.
+fn factor(tensor: Tensor<2>, precision: Precision) -> Tensor<2> {
+    match precision {
+        Precision::F32 => tensor,
+        Precision::Bf16 => tensor.cast(FloatDType::BF16),
+        Precision::F16 => tensor.cast(FloatDType::F16),
+    }
 }
 
 /// The mean of each text's token states, [texts, hidden].

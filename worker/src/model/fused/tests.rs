@@ -86,6 +86,59 @@ fn attention_agrees_with_burns_text_by_text() {
     check(&[[15, hidden]; 3], fused, plain);
 }
 
+/// Compares operations in 16-bit floats with those in 32-bit ones: a linear layer and attention among padded texts, values
+/// and gradients by all inputs. `bound` is what they may differ by, `gradients` what the gradients may.
+#[track_caller]
+fn check_narrow(
+    device: &Device,
+    operations: impl Fn([Tensor<2>; 3], Precision) -> Tensor<2>,
+    precision: Precision,
+    [bound, by_gradients]: [f32; 2],
+) {
+    device.seed(7);
+    let inputs = [[12, 24], [24, 24], [1, 24]].map(|shape| random(shape, device));
+    let weights = random([12, 24], device).autodiff();
+    let run = |precision| {
+        let leaves = inputs.clone().map(|input| input.autodiff().require_grad());
+        let out = operations(leaves.clone(), precision);
+        let value = out.clone().inner();
+        let mut gradients = (out * weights.clone()).sum().backward();
+        (value, leaves.map(|leaf| leaf.grad_remove(&mut gradients).unwrap()))
+    };
+    let apart = |a: Tensor<2>, b: Tensor<2>| (a - b).abs().max().into_scalar::<f32>();
+    let ((value, by), (exact, by_exact)) = (run(precision), run(Precision::F32));
+    let apart_by = by.into_iter().zip(by_exact).map(|(a, b)| apart(a, b)).fold(0.0, f32::max);
+    let apart = apart(value, exact);
+    assert!(0.0 < apart && apart < bound, "{precision:?}: {apart}");
+    assert!(0.0 < apart_by && apart_by < by_gradients, "{precision:?}: gradients {apart_by}");
+}
+
+/// Two texts of six rows, one of them padded, behind a linear layer.
+fn padded_texts() -> Texts {
+    Texts { lengths: vec![6, 4].into(), width: Some(6) }
+}
+
+#[test]
+fn burns_own_operations_compute_with_bfloat16() {
+    let operations = |[x, weight, bias]: [Tensor<2>; 3], precision| {
+        let states = plain_linear(x, weight, vector(&bias), precision);
+        plain_attention([states.clone(), states.clone(), states], &padded_texts(), 3, precision)
+    };
+    check_narrow(&Device::flex(), operations, Precision::Bf16, [0.05, 0.2]);
+}
+
+#[test]
+#[cfg(feature = "tch")]
+#[allow(deprecated)]
+fn libtorch_computes_with_16_bit_floats() {
+    let operations = |[x, weight, bias]: [Tensor<2>; 3], precision| {
+        let states = fused_linear(x, weight, vector(&bias), precision);
+        fused_attention([states.clone(), states.clone(), states], &padded_texts(), 3, precision)
+    };
+    check_narrow(&Device::libtorch(), operations, Precision::Bf16, [0.05, 0.2]);
+    check_narrow(&Device::libtorch(), operations, Precision::F16, [0.005, 0.02]);
+}
+
 #[test]
 fn means_agree_with_burns() {
     let texts = Texts { lengths: vec![2, 5, 1].into(), width: None };

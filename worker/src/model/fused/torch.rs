@@ -1,4 +1,4 @@
-//! The fused operations on LibTorch: its own fused kernels, forward and backward. With [`Precision::Bf16`] factors are rounded
+//! The fused operations on LibTorch: its own fused kernels, forward and backward. With 16-bit floats factors are rounded
 //! right before a product and its result is widened right behind it, as PyTorch's autocast does.
 
 use burn::backend::libtorch::{LibTorch, TchTensor};
@@ -16,6 +16,7 @@ fn factor(tensor: &Tensor, precision: Precision) -> Tensor {
     match precision {
         Precision::F32 => tensor.shallow_clone(),
         Precision::Bf16 => tensor.to_kind(Kind::BFloat16),
+        Precision::F16 => tensor.to_kind(Kind::Half),
     }
 }
 
@@ -52,7 +53,8 @@ fn padding(texts: &Texts, like: &Tensor) -> Option<Tensor> {
 
 /// Attention on a GPU, put together from products: the probabilities, [texts, heads, width, width].
 fn probabilities(queries: &Tensor, keys: &Tensor, mask: Option<&Tensor>, scale: f64) -> Tensor {
-    let scores = queries.matmul(&keys.transpose(2, 3)) * scale;
+    // Scaled before the product, which float16 could not hold otherwise.
+    let scores = (queries * scale).matmul(&keys.transpose(2, 3));
     let scores = mask.map_or_else(|| scores.shallow_clone(), |mask| &scores + mask);
     scores.softmax(-1, None::<Kind>)
 }
@@ -72,7 +74,7 @@ impl EncoderOps for LibTorch {
     fn encoder_linear(x: TchTensor, weight: TchTensor, bias: TchTensor, precision: Precision) -> TchTensor {
         match precision {
             Precision::F32 => wrap(bias.tensor.addmm(&x.tensor, &weight.tensor)),
-            Precision::Bf16 => {
+            Precision::Bf16 | Precision::F16 => {
                 let product = factor(&x.tensor, precision).mm(&factor(&weight.tensor, precision));
                 wrap(wide(product) + &bias.tensor)
             }
@@ -199,11 +201,11 @@ impl EncoderGradients for LibTorch {
         let [queries, keys, values] = inputs.each_ref().map(narrow);
         let d = narrow(&d);
         let gradients = if let [weights] = kept.as_slice() {
-            let (weights, scale) = (&weights.tensor, scale_of(&queries));
+            let (weights, scale) = (factor(&weights.tensor, precision), scale_of(&queries));
             let by_values = weights.transpose(2, 3).matmul(&d);
             let by_weights = d.matmul(&values.transpose(2, 3));
-            let sums = (&by_weights * weights).sum_dim_intlist([3i64].as_slice(), true, None::<Kind>);
-            let by_scores = (by_weights - sums) * weights * scale;
+            let sums = (&by_weights * &weights).sum_dim_intlist([3i64].as_slice(), true, None::<Kind>);
+            let by_scores = (by_weights - sums) * &weights * scale;
             [by_scores.matmul(&keys), by_scores.transpose(2, 3).matmul(&queries), by_values]
         } else {
             let mask = padding(texts, &queries);
@@ -212,7 +214,7 @@ impl EncoderGradients for LibTorch {
                 &queries,
                 &keys,
                 &values,
-                &kept[0].tensor,
+                &factor(&kept[0].tensor, precision),
                 &kept[1].tensor,
                 0.0,
                 false,
