@@ -1,6 +1,6 @@
 """Retort's search and quantisers beside faiss and bm25s: the same results, and how long each takes.
 
-search.py parity BINARY [VECTORS.npy QUERIES.npy] [--only NAMES]   flat neighbours, recall of PCA, PQ and OPQ, BM25's scores
+search.py parity BINARY [VECTORS.npy QUERIES.npy] [--only NAMES]   flat neighbours, recall of PCA and quantisers, BM25's scores
 search.py bench BINARY [--passages N] [--only NAMES]                side by side, alternating, two threads each
 
 NAMES, with commas between, choose checks by words of their names ("flat", "opq 8", "bm25"), benchmarks among train, bm25,
@@ -143,6 +143,7 @@ def parity(binary, vectors, questions, only):
         against("pca 128, pq 16", "PCA128,PQ16", "pca-pq-train 128 16", "encode", f"codes {k}")
         against("opq 32", "OPQ32,PQ32", "opq-train 32", "encode", f"codes {k}")
         against("opq 8", "OPQ8,PQ8", "opq-train 8", "encode", f"codes {k}")
+        against("residual 8", "RQ8x8", "residual-train 8", "encode", f"codes {k}")
         against("int8", "SQ8", "int8-train", "encode", f"codes {k}")
 
         if wanted("bm25"):

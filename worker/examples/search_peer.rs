@@ -9,8 +9,8 @@
 
 use retort_worker::fit::kmeans::{MOST_ROWS, ROUNDS};
 use retort_worker::fit::{
-    AffineMap, BinaryQuantizer, Code, Codes, Int8Quantizer, PcaAccumulator, ProductQuantizer, Quantizer, opq,
-    train_opq,
+    AffineMap, BinaryQuantizer, Code, Codes, Int8Quantizer, PcaAccumulator, ProductQuantizer, Quantizer,
+    ResidualQuantizer, opq, train_opq,
 };
 use retort_worker::matrix::Matrix;
 use retort_worker::search::bm25::{Bm25, CorpusStatistics, Questions, ShardIndex};
@@ -89,6 +89,11 @@ impl Peer {
                 let map = self.pca(number(1)?)?;
                 let pq = self.train_pq(&map.apply(&self.sample(), self.threads), number(2)?)?;
                 self.quantizer = Some(Quantizer { map: Some(map), code: Code::Product(pq) });
+                Ok(None)
+            }
+            ["residual-train", ..] => {
+                let residual = ResidualQuantizer::train(&self.sample(), number(1)?, 1, self.threads)?;
+                self.quantizer = Some(Quantizer { map: None, code: Code::Residual(residual) });
                 Ok(None)
             }
             ["int8-train"] => {

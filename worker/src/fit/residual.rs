@@ -15,6 +15,10 @@ use retort_kernels::matmul::{self, Sizes, Write};
 
 /// Rounds of k-means of one codebook.
 const KMEANS: usize = 12;
+/// How far from the mean clusters start, as a share of the drawn row's way. What codebooks leave has hardly any direction: rows
+/// are about as far from each other as from the mean, or farther. A cluster that starts on a row keeps that row alone, and most
+/// rows go to the few that lie nearest to the mean; starting near it they share the rows from the first round.
+const START: f32 = 0.25;
 /// Rounds of encoding and moving all codebooks.
 const ROUNDS: usize = 3;
 /// Partial codes that training keeps of a vector.
@@ -62,7 +66,7 @@ impl ResidualQuantizer {
         for number in 0..bytes {
             let seed = crate::mining::counter::hash(seed, &[number as u64]);
             let points = Columns { data: &residual, stride: dim, first: 0, count: dim };
-            let codebook = kmeans::train(points, None, KMEANS, seed);
+            let codebook = kmeans::train(points, Some(&near_mean(points, seed)), KMEANS, seed);
             let mut nearest = Vec::with_capacity(vectors.rows());
             kmeans::nearest(points, &codebook, |_, centroid| nearest.push(centroid as usize));
             for (row, centroid) in residual.chunks_exact_mut(dim).zip(nearest) {
@@ -220,6 +224,18 @@ impl ResidualQuantizer {
     }
 }
 
+/// First centroids [256, columns]: drawn rows, moved towards the mean of all.
+fn near_mean(points: Columns<'_>, seed: u64) -> Vec<f32> {
+    let mut mean = vec![0.0f64; points.count];
+    for row in 0..points.rows() {
+        mean.iter_mut().zip(points.row(row)).for_each(|(sum, x)| *sum += f64::from(*x));
+    }
+    let mean: Vec<f32> = mean.iter().map(|sum| (sum / points.rows() as f64) as f32).collect();
+    let drawn = kmeans::draw(points.rows(), CENTROIDS, seed).into_iter();
+    let near = |row: usize| points.row(row).iter().zip(&mean).map(|(x, mean)| START.mul_add(x - mean, *mean));
+    drawn.flat_map(near).collect()
+}
+
 fn subtract(from: &mut [f32], what: &[f32]) {
     from.iter_mut().zip(what).for_each(|(x, y)| *x -= y);
 }
@@ -259,6 +275,20 @@ mod tests {
             error(&vectors, &quantizer.decode(&codes).unwrap())
         };
         assert!(beam(16) <= beam(1));
+    }
+
+    #[test]
+    fn clusters_share_rows_that_lie_in_no_direction() {
+        let noise = random(4096, 64, 3);
+        let points = Columns { data: noise.data(), stride: 64, first: 0, count: 64 };
+        let smallest = |start: Option<&[f32]>| {
+            let mut counts = [0; CENTROIDS];
+            let codebook = kmeans::train(points, start, KMEANS, 1);
+            kmeans::nearest(points, &codebook, |_, centroid| counts[centroid as usize] += 1);
+            counts.into_iter().min().unwrap()
+        };
+        let (near, far) = (smallest(Some(&near_mean(points, 1))), smallest(None));
+        assert!(near > 2 && near > far, "{near} {far}");
     }
 
     #[test]
