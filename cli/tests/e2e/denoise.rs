@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-const KEYS: &str = "[mining.denoise]\nmodel = \"cross\"\nmax_tokens = 48\n\n[baselines]";
+const KEYS: &str = "[mining.denoise]\n\n[cross_encoder]\nmodel = \"cross\"\nmax_tokens = 48\n\n[baselines]";
 /// A student whose negatives are mined anew while it trains.
 const REFRESH: &str = "--set student.1.phase.1.refresh_every=2 --set student.1.phase.1.steps=5";
 
