@@ -5,7 +5,8 @@ use super::score::SCORES;
 use crate::tables::{NegativeRow, read_negatives};
 use retort_common::task::ArtifactId;
 
-/// Scores by question and passage. It takes 12 bytes a pair and 16 a question, and 24 more a pair while it is made.
+/// Scores by question and passage. It takes 12 bytes a pair and 16 a question; while it is made, the rows of the tables and
+/// their sorting take some 50 more a pair.
 #[derive(Debug, Default)]
 pub struct PairTable {
     /// The questions' rows, rising.

@@ -307,7 +307,7 @@ fn scores_of_pairs_are_learnt_from_in_parts_as_in_one_piece() {
     let (_, parts, joined) = fixture.train(StudentStart::Continue { student: first }, 4..STEPS, &phase);
     assert_eq!((&whole, curve), (&parts, joined));
     // A pair without a score is left out.
-    let some = |query: u64, passage: u64| (passage % 3 > 0).then(|| score(query, passage));
+    let some = |query: u64, passage: u64| (!passage.is_multiple_of(3)).then(|| score(query, passage));
     learn_from_scores(&mut fixture, "some", some);
     let (_, fewer, curve) = fixture.train(mlp(), 0..STEPS, &phase);
     assert_ne!(fewer["weights_sha256"], whole["weights_sha256"]);
