@@ -229,6 +229,7 @@ fn main() -> Outcome<()> {
         negatives: Some(negatives),
         negatives_per_row: 4,
         corpus_samples: 32,
+        given_scores: false,
         unlabelled: 0,
         sentences: None,
         batch: 128,

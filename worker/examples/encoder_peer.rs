@@ -15,7 +15,7 @@ use retort_common::net::NetOptions;
 use retort_common::spec::{PhaseSpec, Pooling};
 use retort_common::store::{Location, Store};
 use retort_common::task::{
-    ArtifactId, Encoder, ProjectionStart, Side, StudentStart, Table, Task, TextInput, VectorSet,
+    ArtifactId, Encoder, ProjectionStart, Side, Signal, StudentStart, Table, Task, TextInput, VectorSet,
 };
 use retort_worker::exchange::{Exchange, ExchangeConfig};
 use retort_worker::matrix::Matrix;
@@ -252,7 +252,7 @@ impl Place {
             },
             order,
             inputs: None,
-            signal,
+            signal: Signal::Vectors(signal),
             phase,
             loss,
             span: None,

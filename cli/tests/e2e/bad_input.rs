@@ -222,7 +222,7 @@ const CASES: &[Case] = &[
             replace(&home.join("cross/config.json"), "\"0\":\"LABEL_0\"", "\"0\":\"no\",\"1\":\"yes\"");
         },
         code: 1,
-        words: &["mining.denoise", "cross", "2 labels", "one label"],
+        words: &["cross_encoder", "cross", "2 labels", "one label"],
     },
     Case {
         what: "an encoder of texts as a cross-encoder",
@@ -231,7 +231,7 @@ const CASES: &[Case] = &[
             replace(&home.join("spec.toml"), "model = \"cross\"", "model = \"teacher\"");
         },
         code: 1,
-        words: &["mining.denoise", "teacher", "BertModel", "cross-encoder"],
+        words: &["cross_encoder", "teacher", "BertModel", "cross-encoder"],
     },
     Case {
         what: "pairs longer than the cross-encoder reads",
@@ -240,7 +240,7 @@ const CASES: &[Case] = &[
             replace(&home.join("spec.toml"), "max_tokens = 48", "max_tokens = 65");
         },
         code: 1,
-        words: &["mining.denoise", "cross", "64 tokens", "max_tokens is 65", "lower it"],
+        words: &["cross_encoder", "cross", "64 tokens", "max_tokens is 65", "lower it"],
     },
     Case {
         what: "a cross-encoder without its classifier",
@@ -272,7 +272,7 @@ const CASES: &[Case] = &[
             fs::write(&path, bytes).unwrap();
         },
         code: 100,
-        words: &["cross gives", "inf for question \"q", "mining.denoise"],
+        words: &["cross gives", "inf for question \"q", "cross_encoder"],
     },
 ];
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-const KEYS: &str = "[mining.denoise]\nmodel = \"cross\"\nmax_tokens = 48\n\n[baselines]";
+const KEYS: &str = "[mining.denoise]\n\n[cross_encoder]\nmodel = \"cross\"\nmax_tokens = 48\n\n[baselines]";
 /// A student whose negatives are mined anew while it trains.
 const REFRESH: &str = "--set student.1.phase.1.refresh_every=2 --set student.1.phase.1.steps=5";
 
@@ -41,7 +41,7 @@ fn probabilities(home: &Path) -> BTreeMap<(String, String), f64> {
 }
 
 /// Files of some kinds of artifacts, whichever attempt wrote them.
-fn parts(store: &Path, kinds: &[&str]) -> BTreeMap<PathBuf, Vec<u8>> {
+pub fn parts(store: &Path, kinds: &[&str]) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     for kind in kinds {
         let folder = store.join("artifacts").join(kind);
@@ -55,7 +55,7 @@ fn parts(store: &Path, kinds: &[&str]) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 /// Tasks of a stage and how many of them were there already.
-fn stage(report: &Value, name: &str) -> (u64, u64) {
+pub fn stage(report: &Value, name: &str) -> (u64, u64) {
     let stages = report["stages"].as_array().unwrap();
     let stage = stages.iter().find(|stage| stage["name"] == name).expect(name);
     (stage["tasks"].as_u64().unwrap(), stage["cached"].as_u64().unwrap())

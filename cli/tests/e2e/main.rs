@@ -7,6 +7,7 @@
 //! - [`asking`]: students that encode questions alone
 //! - [`signs`]: students whose passages are a bit for each dimension
 //! - [`denoise`]: negatives that a cross-encoder has looked at
+//! - [`scores`]: students that learn from scores of pairs
 //! - [`kill`]: whole jobs while processes are killed
 //! - [`cohort`]: one training by several workers, killed, frozen and joined: always the same weights
 //! - [`checkpoints`]: described, kept and deleted
@@ -41,6 +42,7 @@ mod full_store;
 mod job;
 #[cfg(target_os = "linux")]
 mod kill;
+mod scores;
 mod signs;
 mod support;
 #[cfg(target_os = "linux")]

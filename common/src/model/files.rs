@@ -422,15 +422,15 @@ mod tests {
             let base = Location::of_path(folder.path()).unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let found =
-                runtime.block_on(ModelInputs::collect_cross_encoder("mining.denoise", &base, ".", 256));
+                runtime.block_on(ModelInputs::collect_cross_encoder("cross_encoder", &base, ".", 256));
             let message = found.map_or_else(|error| error.to_string(), |_| String::new());
             assert_eq!(message.is_empty(), words.is_empty(), "{message}");
             words.iter().for_each(|word| assert!(message.contains(word), "{message:?} lacks {word:?}"));
         };
         let weights = "model.safetensors";
         check(r#"{"num_labels": 1, "max_position_embeddings": 512}"#, weights, &[]);
-        check(r#"{"num_labels": 2}"#, weights, &["mining.denoise", "2 labels", "with one label"]);
-        check(r#"{"architectures": ["BertModel"]}"#, weights, &["mining.denoise", "is a BertModel"]);
+        check(r#"{"num_labels": 2}"#, weights, &["cross_encoder", "2 labels", "with one label"]);
+        check(r#"{"architectures": ["BertModel"]}"#, weights, &["cross_encoder", "is a BertModel"]);
         check(
             r#"{"max_position_embeddings": 128}"#,
             weights,

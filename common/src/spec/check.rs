@@ -2,9 +2,12 @@
 
 use super::baselines::row_name;
 use super::check_loss::check_loss;
+use super::check_signal::check_pair_scores;
+use super::cross_encoder::check_cross_encoder;
 use super::denoise::check_denoise;
 use super::{
-    CodeKind, JobSpec, LossKind, MiningSource, PhaseData, PhaseSpec, StudentKind, StudentSpec, WireSpec,
+    CodeKind, JobSpec, LossKind, MiningSource, PairScores, PhaseData, PhaseSpec, StudentKind, StudentSpec,
+    WireSpec,
 };
 use std::collections::BTreeSet;
 
@@ -54,7 +57,9 @@ pub fn check(spec: &JobSpec) -> Check {
     check_sets(spec)?;
     check_teacher(spec)?;
     check_mining(spec)?;
+    check_cross_encoder(spec)?;
     let mut names = BTreeSet::from(["teacher".to_owned(), "bm25".to_owned()]);
+    names.extend(PairScores::ALL.map(|scores| scores.name().to_owned()));
     check_baselines(spec, &mut names)?;
     ensure(spec.baselines.bm25_k1 >= 0.0, &["baselines", "bm25_k1"], "must not be negative")?;
     ensure(
@@ -394,9 +399,11 @@ fn check_phase(spec: &JobSpec, student: &StudentSpec, phase: &PhaseSpec, at: &[&
     let asked = student.only_asks() && student.on.as_ref() == Some(&phase.signal);
     let signal = earlier(spec, student, &phase.signal);
     let signal = signal.filter(|signal| signal.kind == StudentKind::Head || asked);
-    let message =
-        "must be \"teacher\", the name of an earlier head, or the quantised student that `on` names";
-    ensure(teacher || signal.is_some(), &key("signal"), message)?;
+    let message = "must be \"teacher\", the name of an earlier head, the quantised student that `on` names, \"given\" or \
+                   \"cross-encoder\"";
+    let scores = phase.pair_scores().is_some();
+    ensure(teacher || scores || signal.is_some(), &key("signal"), message)?;
+    check_pair_scores(phase, at)?;
     match phase.data {
         PhaseData::Texts => {
             ensure(phase.negatives == 0, &key("negatives"), "goes with data = \"queries\"")?;

@@ -1,23 +1,16 @@
 //! A cross-encoder's look at mined candidates: its keys and their contradictions.
 
 use super::MiningSpec;
-use super::check::{Check, LARGEST_TOKENS, ensure, within};
+use super::check::{Check, ensure, within};
 use serde::{Deserialize, Serialize};
 
 /// Candidates that are scored for each negative that is kept, where the spec is silent.
 const CANDIDATES_EACH: u32 = 4;
-/// Fewest tokens of a pair: its special tokens and one or two of each text.
-const FEWEST_TOKENS: u32 = 8;
 
-/// Negatives without those that a cross-encoder takes for answers (RocketQA, Qu et al. 2021).
+/// Negatives without those that the job's cross-encoder takes for answers (RocketQA, Qu et al. 2021).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DenoiseSpec {
-    /// The cross-encoder: a folder relative to the spec, a URL or `hf:org/name@revision`.
-    pub model: String,
-    /// Longest pair of question and passage in tokens, special tokens included.
-    #[serde(default = "default_max_tokens")]
-    pub max_tokens: u32,
     /// Largest probability of being an answer, the logit's sigmoid, that a negative may have.
     #[serde(default = "default_below")]
     pub below: f64,
@@ -44,17 +37,10 @@ fn window(mining: &MiningSpec, lists: usize) -> u32 {
 pub(super) fn check_denoise(mining: &MiningSpec) -> Check {
     let Some(denoise) = &mining.denoise else { return Ok(()) };
     let key = |name| ["mining", "denoise", name];
-    let message = "name a cross-encoder: a folder, a URL or hf:org/name@revision";
-    ensure(!denoise.model.is_empty(), &key("model"), message)?;
-    within(denoise.max_tokens, FEWEST_TOKENS, LARGEST_TOKENS, &key("max_tokens"))?;
     let share = denoise.below > 0.0 && denoise.below < 1.0;
     ensure(share, &key("below"), "is a probability: above 0 and below 1")?;
     let most = window(mining, mining.from.len());
     within(denoise.candidates.unwrap_or(mining.per_query), mining.per_query, most, &key("candidates"))
-}
-
-fn default_max_tokens() -> u32 {
-    256
 }
 
 fn default_below() -> f64 {

@@ -53,7 +53,7 @@ pub struct JobInputs {
     /// The teacher's encoder of questions, where it is another model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher_query: Option<ModelInputs>,
-    /// The cross-encoder that looks at mined candidates, where there is one.
+    /// The cross-encoder, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cross_encoder: Option<ModelInputs>,
     /// Models that encoder students start from, by student name.
@@ -116,10 +116,10 @@ impl JobInputs {
                 Some(model) => Some(ModelInputs::collect("teacher.query_model", base, model).await?),
                 None => None,
             },
-            cross_encoder: match &spec.mining.denoise {
-                Some(denoise) => {
-                    let (model, tokens) = (&denoise.model, denoise.max_tokens);
-                    Some(ModelInputs::collect_cross_encoder("mining.denoise", base, model, tokens).await?)
+            cross_encoder: match &spec.cross_encoder {
+                Some(cross) => {
+                    let (model, tokens) = (&cross.model, cross.max_tokens);
+                    Some(ModelInputs::collect_cross_encoder("cross_encoder", base, model, tokens).await?)
                 }
                 None => None,
             },

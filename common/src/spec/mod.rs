@@ -2,7 +2,7 @@
 //!
 //! - [`JobSpec`] and its parts: every key with its meaning, unit and default
 //! - `loss`: the terms of a loss
-//! - `denoise`: a cross-encoder's look at mined candidates
+//! - `cross_encoder`: a model that scores pairs; `denoise`: its look at mined candidates
 //! - [`parse`](parse()): TOML and `--set k=v` to a checked spec; errors name line, key and the nearest valid key
 //! - [`digest`](digest()): names what a job is asked to do
 //! - [`differences`]: the keys in which two specs differ, and whether that changes a result
@@ -13,7 +13,9 @@
 pub mod baselines;
 mod check;
 mod check_loss;
+mod check_signal;
 mod corpus;
+mod cross_encoder;
 mod denoise;
 mod differ;
 pub mod inputs;
@@ -24,6 +26,7 @@ mod teacher;
 pub use baselines::BaselinesSpec;
 pub use check::{ContradictionError, check};
 pub use corpus::{AnswerRule, CorpusFormat, CorpusPreset, CorpusSpec, FileFormat, FileList, FileRef};
+pub use cross_encoder::CrossEncoderSpec;
 pub use denoise::DenoiseSpec;
 pub use differ::{Difference, KEEPING_KEYS, differences};
 pub use loss::{LossDirection, LossKind, LossScope, LossSide, LossSpec, RampSpec};
@@ -55,6 +58,9 @@ pub struct JobSpec {
     pub sets: SetsSpec,
     /// The model to learn from.
     pub teacher: TeacherSpec,
+    /// A model that scores pairs of question and passage, where mining or a phase asks one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cross_encoder: Option<CrossEncoderSpec>,
     /// How hard negatives are chosen.
     #[serde(default)]
     pub mining: MiningSpec,
@@ -113,7 +119,7 @@ pub struct MiningSpec {
     pub sampling: MiningSampling,
     /// Drop passages that hold one of the question's answers.
     pub drop_answers: bool,
-    /// Drop passages that a cross-encoder takes for answers.
+    /// Drop passages that the cross-encoder takes for answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub denoise: Option<DenoiseSpec>,
 }
@@ -271,7 +277,8 @@ pub struct PhaseSpec {
     /// What the rows of a batch are.
     pub data: PhaseData,
     /// Whose vectors give the signal: "teacher", the name of an earlier head student, or that of the quantised student
-    /// whose codes an encoder of questions asks.
+    /// whose codes an encoder of questions asks. Or scores of single pairs: "given", those that the corpus' files
+    /// bring, or "cross-encoder".
     #[serde(default = "default_signal")]
     pub signal: String,
     /// Steps to take; or give `epochs`.
@@ -366,9 +373,36 @@ pub struct PhaseSpec {
 const COMMITMENT: f64 = 0.5;
 
 impl PhaseSpec {
+    /// Where the scores come from, where the signal is scores of single pairs and no vectors.
+    pub fn pair_scores(&self) -> Option<PairScores> {
+        PairScores::ALL.into_iter().find(|scores| scores.name() == self.signal)
+    }
+
     /// The weight that draws passages and their codes together.
     pub fn commitment(&self) -> f64 {
         self.commitment.unwrap_or(COMMITMENT)
+    }
+}
+
+/// A signal that is scores of single pairs: a question with its own positives and mined negatives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PairScores {
+    /// Those that the corpus' files bring for pairs.
+    Given,
+    /// A cross-encoder's logits (margins as in Hofstätter et al. 2020, distributions as in RocketQAv2, Ren et al. 2021).
+    CrossEncoder,
+}
+
+impl PairScores {
+    /// Both.
+    pub const ALL: [Self; 2] = [PairScores::Given, PairScores::CrossEncoder];
+
+    /// Its name as a phase's `signal`; no student may have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            PairScores::Given => "given",
+            PairScores::CrossEncoder => "cross-encoder",
+        }
     }
 }
 

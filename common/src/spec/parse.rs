@@ -181,6 +181,8 @@ learning_rate = 1e-3
 loss = [{ kind = "info_nce", temperature = 0.05 }]
 "#;
 
+    const CROSS: &str = "[cross_encoder]\nmodel = \"cross\"\n";
+
     fn refuse(text: &str, sets: &[(&str, &str)], expected: &[&str]) {
         let sets: Vec<_> = sets.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let message = parse(text, "job.toml", &sets).unwrap_err().to_string();
@@ -258,32 +260,84 @@ loss = [{ kind = "info_nce", temperature = 0.05 }]
     #[test]
     fn a_cross_encoder_looks_at_as_many_candidates_as_there_may_be() {
         let with = |mining: &str, denoise: &str| {
-            GOOD.replace("[[student]]", &format!("[mining]\n{mining}[mining.denoise]\n{denoise}[[student]]"))
+            let tables = format!("{CROSS}[mining]\n{mining}[mining.denoise]\n{denoise}[[student]]");
+            GOOD.replace("[[student]]", &tables)
         };
         for (mining, denoise, mined) in [
-            ("", "model = \"cross\"\n", [32, 32]),
-            ("per_query = 20\n", "model = \"cross\"\n", [50, 80]),
-            ("from_rank = 11\n", "model = \"cross\"\ncandidates = 60\nbelow = 0.5\n", [40, 60]),
+            ("", "", [32, 32]),
+            ("per_query = 20\n", "", [50, 80]),
+            ("from_rank = 11\n", "candidates = 60\nbelow = 0.5\n", [40, 60]),
         ] {
             let spec = parse(&with(mining, denoise), "job.toml", &[]).unwrap();
             let denoise = spec.mining.denoise.as_ref().unwrap();
-            assert_eq!(denoise.max_tokens, 256);
             assert_eq!([1, 2].map(|lists| denoise.mined(&spec.mining, lists)), mined, "{mining}");
         }
         for (denoise, expected) in [
-            ("", "missing field `model`"),
-            ("model = \"\"\n", "name a cross-encoder"),
-            ("model = \"cross\"\nbelow = 0.0\n", "above 0 and below 1"),
-            ("model = \"cross\"\nbelow = nan\n", "above 0 and below 1"),
-            ("model = \"cross\"\nmax_tokens = 4\n", "not between 8 and 8192"),
-            ("model = \"cross\"\ncandidates = 7\n", "7 is not between 8 and 100"),
-            ("model = \"cross\"\ncandidates = 101\n", "101 is not between 8 and 100"),
-            ("model = \"cross\"\ncandidate = 9\n", "did you mean `candidates`"),
+            ("below = 0.0\n", "above 0 and below 1"),
+            ("below = nan\n", "above 0 and below 1"),
+            ("candidates = 7\n", "7 is not between 8 and 100"),
+            ("candidates = 101\n", "101 is not between 8 and 100"),
+            ("candidate = 9\n", "did you mean `candidates`"),
         ] {
             refuse(&with("", denoise), &[], &["job.toml:", expected]);
         }
-        // Without it nothing of a job's identity changes.
-        assert!(!serde_json::to_string(&parse(GOOD, "job.toml", &[]).unwrap()).unwrap().contains("denoise"));
+        let alone = with("", "").replace(CROSS, "");
+        refuse(&alone, &[], &["job.toml:", "mining.denoise", "needs a table [cross_encoder]"]);
+        for (keys, expected) in [
+            ("", "missing field `model`"),
+            ("model = \"\"\n", "name a cross-encoder"),
+            ("model = \"cross\"\nmax_tokens = 4\n", "not between 8 and 8192"),
+            ("model = \"cross\"\nmax_token = 9\n", "did you mean `max_tokens`"),
+        ] {
+            let text = with("", "").replace(CROSS, &format!("[cross_encoder]\n{keys}"));
+            refuse(&text, &[], &["job.toml:", expected]);
+        }
+        // One that nobody asks does no harm.
+        let spec = parse(&GOOD.replace("[[student]]", &format!("{CROSS}[[student]]")), "job.toml", &[]);
+        assert_eq!(spec.unwrap().cross_encoder.unwrap().max_tokens, 256);
+        // Without them nothing of a job's identity changes.
+        let plain = serde_json::to_string(&parse(GOOD, "job.toml", &[]).unwrap()).unwrap();
+        assert!(!plain.contains("denoise") && !plain.contains("cross_encoder"));
+    }
+
+    #[test]
+    fn scores_of_pairs_are_learnt_from_by_losses_over_a_questions_own_candidates() {
+        let with = |signal: &str, keys: &str, loss: &str| {
+            let text = GOOD.replace("[[student]]", &format!("{CROSS}[[student]]"));
+            let phase = format!("signal = \"{signal}\"\nsteps = 10\n{keys}");
+            let (before, _) = text.rsplit_once("loss = ").unwrap();
+            format!("{}loss = [{loss}]\n", before.replace("steps = 10\n", &phase))
+        };
+        let listed = "{ kind = \"kl\", scope = \"listed\" }";
+        for signal in ["given", "cross-encoder"] {
+            for loss in [
+                listed,
+                "{ kind = \"margin_mse\", teacher_scale = 0.1 }, { kind = \"info_nce\" }",
+                "{ kind = \"info_nce\", scope = \"listed\", mask_margin = 0.1 }",
+            ] {
+                let spec = parse(&with(signal, "", loss), "job.toml", &[]).unwrap();
+                assert_eq!(spec.student[0].phase[0].pair_scores().unwrap().name(), signal);
+            }
+            for (keys, loss, words) in [
+                ("", "{ kind = \"kl\" }", ["phase.0.loss", "scope = \"listed\""]),
+                ("", "{ kind = \"kl\", scope = \"microbatch\" }", ["kl: ", "signal = \"teacher\""]),
+                ("", "{ kind = \"info_nce\", mask_ratio = 0.9 }", ["info_nce: ", "scope = \"listed\""]),
+                ("", "{ kind = \"embedding_mse\", projection = true }", ["no vectors", "margin_mse"]),
+                ("corpus_samples = 2\n", listed, ["phase.0.corpus_samples", "signal = \"teacher\""]),
+                ("unlabelled = 0.5\n", listed, ["phase.0.unlabelled", "signal = \"teacher\""]),
+            ] {
+                refuse(&with(signal, keys, loss), &[], &["job.toml:", words[0], words[1]]);
+            }
+            let none = with(signal, "", listed).replace("negatives = 2\n", "");
+            refuse(&none, &[], &["phase.0.negatives", "at least 1"]);
+            let texts = with(signal, "", listed).replace("data = \"queries\"", "data = \"texts\"");
+            refuse(&texts, &[], &["phase.0.signal", "use data = \"queries\""]);
+            refuse(GOOD, &[("student.0.name", signal)], &["is taken"]);
+        }
+        let alone = |signal: &str| with(signal, "", listed).replace(CROSS, "");
+        assert!(parse(&alone("given"), "job.toml", &[]).is_ok());
+        refuse(&alone("cross-encoder"), &[], &["phase.0.signal", "needs a table [cross_encoder]"]);
+        refuse(&alone("cross_encoder"), &[], &["phase.0.signal", "\"cross-encoder\""]);
     }
 
     #[test]

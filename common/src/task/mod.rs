@@ -208,13 +208,13 @@ pub enum Task {
         /// Seed of the sampling.
         seed: u64,
     },
-    /// Candidates' pairs of question and passage to a cross-encoder's scores, for the passages of one shard: a table
-    /// {query_row, passage_row, score} with the classifier's logits. Meta: pairs.
+    /// Pairs of question and passage to a cross-encoder's scores, for the passages of one shard: a table {query_row,
+    /// passage_row, score} with the classifier's logits. Meta: pairs.
     Score {
         /// The cross-encoder.
         model: ModelFiles,
-        /// The candidates.
-        candidates: ArtifactId,
+        /// The pairs.
+        candidates: ScoredPairs,
         /// The questions.
         queries: Table,
         /// The corpus.
@@ -267,6 +267,9 @@ pub enum Task {
         negatives_per_row: u32,
         /// Passages drawn from the corpus for each row.
         corpus_samples: u32,
+        /// Whether the scores that the sets bring are learnt from, so that pairs without one are counted.
+        #[serde(default, skip_serializing_if = "is_false")]
+        given_scores: bool,
         /// Rows of each batch whose question is a passage, or a sentence where there are some.
         #[serde(default, skip_serializing_if = "is_zero")]
         unlabelled: u32,
@@ -296,8 +299,8 @@ pub enum Task {
         /// The vectors a head or codes read, or those of the passages that an encoder of questions asks; none for an
         /// encoder of both.
         inputs: Option<VectorSet>,
-        /// The vectors of the signal.
-        signal: VectorSet,
+        /// What is learnt from.
+        signal: Signal,
         /// Batch, optimiser and schedule; its `loss` is the next field.
         phase: PhaseSpec,
         /// The loss.

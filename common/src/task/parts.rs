@@ -154,6 +154,34 @@ pub struct VectorSet {
     pub sentences: Vec<ArtifactId>,
 }
 
+/// What a training learns from. In JSON each kind has its own keys and no tag.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Signal {
+    /// Vectors of every text: any pair has a score.
+    Vectors(VectorSet),
+    /// Scores of single pairs.
+    Scores(PairTables),
+}
+
+/// Tables {query_row, passage_row, score} of pairs that were scored. Where a pair stands twice, the first one counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PairTables {
+    /// The artifacts that have them: a cross-encoder's, or the questions' with the scores that their sets bring.
+    pub scores: Vec<ArtifactId>,
+}
+
+/// Pairs of question and passage that a cross-encoder scores. In JSON each kind is of its own type.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ScoredPairs {
+    /// The candidates of a mining.
+    Mined(ArtifactId),
+    /// The questions of these sets with the passages that answer them.
+    Positives(Vec<String>),
+}
+
 /// A table cut into shards: one artifact with one part a shard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -372,4 +400,35 @@ pub struct StageSummary {
     pub cached: u32,
     /// Worker seconds spent in this job.
     pub seconds: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Digest, TaskId};
+    use serde_json::json;
+
+    /// Tasks are named by their JSON: what kinds of signals and pairs there are must not show in that of the first.
+    #[test]
+    fn vectors_and_candidates_stand_in_json_as_they_are() {
+        let artifact = ArtifactId { kind: "negatives".to_owned(), task: TaskId(Digest::of(b"a")) };
+        let set = VectorSet { queries: vec![artifact.clone()], ..VectorSet::default() };
+        let tables = PairTables { scores: vec![artifact.clone()] };
+        let signals = [
+            (Signal::Vectors(set.clone()), json!(set)),
+            (Signal::Scores(tables), json!({ "scores": [artifact] })),
+        ];
+        for (signal, expected) in signals {
+            assert_eq!(json!(signal), expected);
+            assert_eq!(serde_json::from_value::<Signal>(expected).unwrap(), signal);
+        }
+        let pairs = [
+            (ScoredPairs::Mined(artifact.clone()), json!(artifact)),
+            (ScoredPairs::Positives(vec!["train".to_owned()]), json!(["train"])),
+        ];
+        for (pairs, expected) in pairs {
+            assert_eq!(json!(pairs), expected);
+            assert_eq!(serde_json::from_value::<ScoredPairs>(expected).unwrap(), pairs);
+        }
+    }
 }

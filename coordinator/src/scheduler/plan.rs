@@ -8,21 +8,22 @@
 //!
 //! - [`students`]: rows in step order, training, vectors and export of a student
 //! - [`parts`]: the parts of a phase, and what measurements decide
-//! - [`denoise`]: what a cross-encoder says of mined candidates
+//! - [`cross_encoder`]: what a cross-encoder says of pairs
 //! - [`baselines`]: rows of PCA and quantisers
 //! - [`rows`]: the report and its rows
 
 mod baselines;
-mod denoise;
+mod cross_encoder;
 mod parts;
 mod quantised;
 mod rows;
 mod students;
 
+use cross_encoder::Mined;
 use retort_common::ids::{Digest, JobId, TaskId};
 use retort_common::spec::inputs::{JobInputs, ModelFiles};
 use retort_common::spec::{
-    JobSpec, MiningSource, MiningSpec, PhaseData, PhaseSpec, StudentKind, StudentSpec,
+    JobSpec, MiningSource, MiningSpec, PairScores, PhaseData, PhaseSpec, StudentKind, StudentSpec,
 };
 use retort_common::task::{
     ArtifactId, Encoder, PcaReduction, Retriever, Side, StageSummary, Table, Task, TextInput, VectorSet,
@@ -127,6 +128,15 @@ pub enum PlanError {
         /// The metric.
         metric: String,
     },
+    /// A phase that learns from scores that nobody brings.
+    #[error(
+        "signal = \"given\": the files of the corpus' sets bring no scores of pairs; use sets in one of the formats that do, \
+         signal = \"cross-encoder\" or signal = \"teacher\""
+    )]
+    NoScores,
+    /// Pairs are to be scored, and nobody is there to do it.
+    #[error("the job has no cross-encoder; name one under [cross_encoder]")]
+    NoCrossEncoder,
     /// A key that this kind of student needs.
     #[error("student {student:?}: {key} is missing")]
     Missing {
@@ -260,6 +270,9 @@ impl Planner<'_, '_> {
         });
         let sentences = self.sentences(&passages);
         let Some(queries) = self.table(queries, "the judged questions")? else { return Ok(None) };
+        if wants_given_scores(spec) && self.number(&queries.artifact, "scores")? == Some(0) {
+            return Err(PlanError::NoScores);
+        }
         let sentences = match sentences {
             None => None,
             Some(artifact) => match self.table(artifact, "the corpus' sentences")? {
@@ -371,7 +384,7 @@ impl Planner<'_, '_> {
         base: &Base,
         sources: &[MiningSource],
         trained: &BTreeMap<&str, Trained>,
-    ) -> Result<ArtifactId, PlanError> {
+    ) -> Result<Mined, PlanError> {
         let spec = self.context.spec;
         let (sets, depth) = (&spec.sets.train, spec.mining.depth);
         let mut runs = Vec::new();
@@ -388,10 +401,16 @@ impl Planner<'_, '_> {
             }
         }
         let given = sources.contains(&MiningSource::Given);
-        Ok(self.mine_runs(base, runs, given, derived_seed(spec.seed, "mine", 0)))
+        self.mine_runs(base, runs, given, derived_seed(spec.seed, "mine", 0))
     }
 
-    fn mine_runs(&mut self, base: &Base, runs: Vec<ArtifactId>, given: bool, seed: u64) -> ArtifactId {
+    fn mine_runs(
+        &mut self,
+        base: &Base,
+        runs: Vec<ArtifactId>,
+        given: bool,
+        seed: u64,
+    ) -> Result<Mined, PlanError> {
         let spec = self.context.spec;
         let lists = runs.len() + usize::from(given);
         let mined = |per_query| Task::Mine {
@@ -404,13 +423,14 @@ impl Planner<'_, '_> {
             mining: MiningSpec { per_query, denoise: None, ..spec.mining.clone() },
             seed,
         };
-        match spec.mining.denoise.as_ref().zip(self.context.inputs.cross_encoder.as_ref()) {
-            None => self.add(mined(spec.mining.per_query)),
-            Some((denoise, model)) => {
-                let each = denoise.mined(&spec.mining, lists);
-                let candidates = self.add(mined(each));
-                self.denoise(base, denoise, &model.files, candidates, each)
-            }
+        let each = match &spec.mining.denoise {
+            None => spec.mining.per_query,
+            Some(denoise) => denoise.mined(&spec.mining, lists),
+        };
+        let candidates = self.add(mined(each));
+        match &spec.mining.denoise {
+            None => Ok(Mined { negatives: candidates.clone(), candidates, each }),
+            Some(denoise) => self.denoise(base, denoise, candidates, each),
         }
     }
 
@@ -491,6 +511,11 @@ fn wants_bm25(spec: &JobSpec) -> bool {
     let phases = spec.student.iter().flat_map(|student| &student.phase);
     let mut mined = phases.filter(|phase| mines(phase));
     spec.baselines.bm25 || mined.any(|phase| sources(spec, phase).contains(&MiningSource::Bm25))
+}
+
+fn wants_given_scores(spec: &JobSpec) -> bool {
+    let mut phases = spec.student.iter().flat_map(|student| &student.phase);
+    phases.any(|phase| phase.pair_scores() == Some(PairScores::Given))
 }
 
 fn mines(phase: &PhaseSpec) -> bool {

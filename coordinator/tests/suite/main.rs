@@ -3,7 +3,7 @@
 //! - [`cluster`]: a scheduler with simulated workers, and the safety rules checked after every step
 //! - [`cohort`]: who trains together
 //! - [`scheduler`]: rules by table; [`random`]: random inputs, restarts and faults
-//! - [`plan`]: the tasks of a job; [`decisions`]: those that hang on measurements
+//! - [`plan`]: the tasks of a job; [`decisions`]: those that hang on measurements; [`scores`]: a cross-encoder's
 //! - [`process`]: the real coordinator and sessions on loopback, killed and started again
 //! - [`tidy`]: purity of the scheduler
 
@@ -15,6 +15,7 @@ mod process;
 mod random;
 mod sample;
 mod scheduler;
+mod scores;
 mod tidy;
 
 // The worker's session is compiled in here, since depending on the worker would bring in its numerics.

@@ -3,14 +3,18 @@
 use crate::sample;
 use retort_common::ids::{Digest, TaskId};
 use retort_common::spec::{CodeKind, JobSpec, MiningSource};
-use retort_common::task::{ArtifactId, Encoder, Retriever, Side, Stage, StudentStart, Task};
+use retort_common::task::{ArtifactId, Encoder, Retriever, Side, Signal, Stage, StudentStart, Task};
 use retort_coordinator::scheduler::plan::{Plan, PlanContext, PlanError, plan};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Plans again and again, each time with every planned task done, until the plan is complete.
-fn whole_plan(spec: &JobSpec, folder: &str, meta: &dyn Fn(&Task) -> Value) -> Result<Vec<Plan>, PlanError> {
-    let inputs = match spec.mining.denoise {
+pub fn whole_plan(
+    spec: &JobSpec,
+    folder: &str,
+    meta: &dyn Fn(&Task) -> Value,
+) -> Result<Vec<Plan>, PlanError> {
+    let inputs = match spec.cross_encoder {
         Some(_) => sample::with_cross_encoder(folder),
         None => sample::inputs(folder),
     };
@@ -41,11 +45,11 @@ fn whole_plan(spec: &JobSpec, folder: &str, meta: &dyn Fn(&Task) -> Value) -> Re
     panic!("the plan never ends");
 }
 
-fn last_plan(spec: &JobSpec) -> Vec<Task> {
+pub fn last_plan(spec: &JobSpec) -> Vec<Task> {
     whole_plan(spec, "a", &sample::meta).unwrap().pop().unwrap().tasks
 }
 
-fn ids(tasks: &[Task], keep: impl Fn(&Task) -> bool) -> BTreeSet<TaskId> {
+pub fn ids(tasks: &[Task], keep: impl Fn(&Task) -> bool) -> BTreeSet<TaskId> {
     tasks.iter().filter(|task| keep(task)).map(Task::id).collect()
 }
 
@@ -337,6 +341,7 @@ fn sentences_are_drawn_embedded_and_learnt_from_where_a_phase_asks() {
         let asks = sentences.as_ref().is_some_and(|sentences| sentences.artifact == table);
         trained += usize::from(asks);
         let own = if asks { embedded.clone() } else { Vec::new() };
+        let Signal::Vectors(signal) = signal else { panic!("no vectors: {signal:?}") };
         assert_eq!(signal.sentences, own);
         assert!(inputs.as_ref().is_none_or(|inputs| inputs.sentences == own));
     }
@@ -419,72 +424,6 @@ fn a_refreshed_phase_is_trained_in_parts() {
     let names: Vec<_> = negatives.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["teacher, bm25", "head at step 3", "head at step 6"]);
     assert_eq!(training[0].1.len(), 2);
-}
-
-/// A job whose negatives a cross-encoder has looked at.
-fn denoised(below: f64) -> JobSpec {
-    let mut spec = sample::full("j", 1);
-    spec.mining.denoise = Some(serde_json::from_value(json!({ "model": "cross", "below": below })).unwrap());
-    spec.mining.per_query = 5;
-    let phase = &mut spec.student[0].phase[1];
-    (phase.steps, phase.epochs, phase.refresh_every) = (Some(10), None, Some(3));
-    retort_common::spec::check(&spec).unwrap();
-    spec
-}
-
-#[test]
-fn candidates_are_mined_scored_by_shard_and_chosen_from() {
-    let tasks = last_plan(&denoised(0.2));
-    let made: BTreeMap<_, _> = tasks.iter().map(|task| (task.output(), task)).collect();
-    let Some(Task::Report { negatives, .. }) = tasks.last() else { panic!("no report") };
-    assert_eq!(negatives.len(), 3);
-    for (name, artifact) in negatives {
-        // The first ones and those of each refresh alike.
-        let Task::Denoise { candidates, scores, per_query: 5, below: 0.2, .. } = made[artifact] else {
-            panic!("{name} are not denoised")
-        };
-        let Task::Mine { mining, .. } = made[candidates] else { panic!("{name} come from nothing") };
-        assert_eq!((mining.per_query, &mining.denoise), (20, &None));
-        // 60 pairs, and three shards of 4 rows.
-        let place = |scores: &ArtifactId| match made[scores] {
-            Task::Score { candidates: of, shard, share, shares: 5, max_tokens: 256, .. }
-                if of == candidates =>
-            {
-                (*shard, *share)
-            }
-            other => panic!("{other:?}"),
-        };
-        let all = (0..sample::SHARDS).flat_map(|shard| (0..5).map(move |share| (shard, share)));
-        assert_eq!(scores.iter().map(place).collect::<Vec<_>>(), all.collect::<Vec<_>>());
-    }
-    // Every training row is drawn from what was looked at.
-    for task in &tasks {
-        let Task::Order { negatives: Some(negatives), .. } = task else { continue };
-        assert!(matches!(made[negatives], Task::Denoise { .. }));
-    }
-    assert!(tasks.iter().any(|task| task.stage() == Stage::Score));
-    assert!(!last_plan(&sample::full("j", 1)).iter().any(|task| task.stage() == Stage::Score));
-}
-
-#[test]
-fn another_bound_scores_no_pair_again_and_another_length_mines_none() {
-    let mined =
-        |tasks: &[Task]| ids(tasks, |task| matches!(task, Task::Mine { runs, .. } if runs.len() == 2));
-    // Pairs that a refreshed student found depend on what it was trained with.
-    let scored = |tasks: &[Task]| {
-        let first = mined(tasks);
-        ids(tasks, |task| matches!(task, Task::Score { candidates, .. } if first.contains(&candidates.task)))
-    };
-    let chosen = |tasks: &[Task]| ids(tasks, |task| matches!(task, Task::Denoise { .. }));
-    let (one, two) = (last_plan(&denoised(0.2)), last_plan(&denoised(0.3)));
-    assert_eq!((mined(&one), scored(&one)), (mined(&two), scored(&two)));
-    assert_eq!((mined(&one).len(), scored(&one).len()), (1, 15));
-    assert!(chosen(&one).is_disjoint(&chosen(&two)));
-    let mut longer = denoised(0.2);
-    longer.mining.denoise.as_mut().unwrap().max_tokens = 128;
-    let longer = last_plan(&longer);
-    assert_eq!(mined(&one), mined(&longer));
-    assert!(scored(&one).is_disjoint(&scored(&longer)));
 }
 
 #[test]

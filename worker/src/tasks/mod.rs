@@ -4,7 +4,7 @@
 //! - [`input`]: files outside the store, verified while they are read
 //! - [`shard`], [`embed`], [`fit`], [`baseline`], [`quantize`], [`search`], [`mine`], [`score`], [`denoise`],
 //!   [`order`], [`train`], [`evaluate`], [`export`], [`report`]: the tasks themselves
-//! - [`student`]: a trained student as an artifact
+//! - [`student`]: a trained student as an artifact; [`pairs`]: scores of single pairs, by row
 
 pub(crate) mod baseline;
 mod bench;
@@ -16,6 +16,7 @@ pub(crate) mod fit;
 mod input;
 pub(crate) mod mine;
 mod order;
+mod pairs;
 mod quantize;
 mod report;
 mod score;

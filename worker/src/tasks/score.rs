@@ -1,18 +1,18 @@
-//! Candidates to a cross-encoder's scores.
+//! Pairs of question and passage to a cross-encoder's scores.
 
 use super::bench::{Content, Produced, TaskError, Workbench};
 use super::input::model_folder;
-use super::mine::NEGATIVES;
+use super::mine::{NEGATIVES, known_positives};
 use crate::model::{CrossEncoder, CrossError};
 use crate::tables::{NegativeRow, read_negatives, write_negatives};
 use retort_common::ids::Digest;
 use retort_common::spec::inputs::ModelFiles;
-use retort_common::task::{Table, Task};
+use retort_common::task::{ScoredPairs, Table, Task};
 use serde_json::json;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// The part that holds scores.
+/// The part that holds scores of pairs, here and beside questions whose sets bring some.
 pub const SCORES: &str = "scores.parquet";
 
 impl From<CrossError> for TaskError {
@@ -21,8 +21,8 @@ impl From<CrossError> for TaskError {
     }
 }
 
-/// Scores of the candidates among one shard's passages, or of a share of these: a task reads a shard of the corpus and
-/// not all of it, and which pairs are computed together is the task's own.
+/// Scores of the pairs of one shard's passages, or of a share of these: a task reads a shard of the corpus and not all of
+/// it, and which pairs are computed together is the task's own.
 pub fn score(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {
     let Task::Score {
         model,
@@ -41,7 +41,7 @@ pub fn score(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
     };
     let texts = bench.passages(passages, *shard)?;
     let inside = texts.first_row..texts.first_row + texts.ids.len() as u64;
-    let mut listed = read_negatives(&bench.part(candidates, NEGATIVES)?)?;
+    let mut listed = pairs(bench, candidates, queries)?;
     listed.retain(|pair| inside.contains(&pair.passage));
     let cut = |share: u32| (listed.len() as u64 * u64::from(share) / u64::from((*shares).max(1))) as usize;
     let mut listed = listed[cut(*share)..cut(share + 1)].to_vec();
@@ -72,7 +72,7 @@ pub fn score(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
             let (question, passage) = (&question(pair.query)?.0, &texts.ids[at(pair.passage)]);
             return Err(TaskError::Input(format!(
                 "{} gives {score} for question {question:?} and passage {passage:?}: its weights are damaged or overflow; \
-                 name another model in mining.denoise",
+                 name another model in cross_encoder",
                 model.place()
             )));
         }
@@ -84,6 +84,21 @@ pub fn score(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
     Ok(Produced { parts, meta: json!({ "pairs": listed.len() }) })
 }
 
+/// The pairs that are asked for, in the order of questions; none has a score yet.
+fn pairs(
+    bench: &Workbench<'_>,
+    wanted: &ScoredPairs,
+    queries: &Table,
+) -> Result<Vec<NegativeRow>, TaskError> {
+    let sets = match wanted {
+        ScoredPairs::Mined(candidates) => return Ok(read_negatives(&bench.part(candidates, NEGATIVES)?)?),
+        ScoredPairs::Positives(sets) => sets,
+    };
+    let pair = |query, passage| NegativeRow { query, passage, score: f64::NAN };
+    let of_question = |(query, known): (u64, Vec<u64>)| known.into_iter().map(move |row| pair(query, row));
+    Ok(known_positives(bench, queries, sets)?.into_iter().flat_map(of_question).collect())
+}
+
 fn load(bench: &Workbench<'_>, model: &ModelFiles, max_tokens: u32) -> Result<Arc<CrossEncoder>, TaskError> {
     let key = Digest::of_json(&json!({ "cross_encoder": model }));
     let open = || Ok(CrossEncoder::load(&model_folder(bench, model)?, &bench.device)?);
@@ -91,7 +106,7 @@ fn load(bench: &Workbench<'_>, model: &ModelFiles, max_tokens: u32) -> Result<Ar
     let most = cross.max_tokens();
     if most < max_tokens as usize {
         return Err(TaskError::Input(format!(
-            "mining.denoise.max_tokens is {max_tokens}, {} reads {most} tokens; lower it",
+            "cross_encoder.max_tokens is {max_tokens}, {} reads {most} tokens; lower it",
             model.place()
         )));
     }

@@ -1,12 +1,13 @@
 //! A student: its training rows, its phases, its vectors and its export.
 
+use super::cross_encoder::Mined;
 use super::parts::{Race, parts};
 use super::{Base, PlanError, Planner, Trained, derived_seed, mines, sources};
 use retort_common::spec::inputs::ModelFiles;
-use retort_common::spec::{PhaseSpec, StudentKind, StudentSpec};
+use retort_common::spec::{PairScores, PhaseSpec, StudentKind, StudentSpec};
 use retort_common::task::{
-    ArtifactId, BaseEncoder, Encoder, OrderTokens, PassageTower, PhaseLength, ProjectionStart, Side, Span,
-    StudentStart, Task, VectorSet,
+    ArtifactId, BaseEncoder, Encoder, OrderTokens, PairTables, PassageTower, PhaseLength, ProjectionStart,
+    Side, Signal, Span, StudentStart, Task, VectorSet,
 };
 use std::collections::BTreeMap;
 
@@ -76,17 +77,9 @@ impl Planner<'_, '_> {
         let negatives = mines(phase).then(|| self.mine(base, sources, earlier)).transpose()?;
         if let Some(negatives) = &negatives {
             let names: Vec<String> = sources.iter().cloned().map(String::from).collect();
-            audits.push((names.join(", "), negatives.clone()));
+            audits.push((names.join(", "), negatives.negatives.clone()));
         }
         let inputs = self.inputs(base, student, earlier)?;
-        let signal = match phase.signal.as_str() {
-            "teacher" => self.with_sentences(base, phase, &base.teacher, &[]),
-            name => {
-                let asked = self.asked(student, earlier)?.filter(|_| student.on.as_deref() == Some(name));
-                let signal = asked.map_or_else(|| head(student, name, earlier), Ok)?;
-                self.with_sentences(base, phase, &signal.vectors, &signal.maps)
-            }
-        };
         let read = match student.kind {
             StudentKind::Encoder => student.only_asks().then(|| inputs.clone()),
             StudentKind::Head | StudentKind::Quantised => {
@@ -99,15 +92,18 @@ impl Planner<'_, '_> {
         let loss = std::mem::take(&mut settings.loss);
         let parts = parts(phase);
         let mut race = Race::new(phase);
-        let mut mined: Vec<ArtifactId> = Vec::new();
+        let mut mined: Vec<Mined> = Vec::new();
         for (number, part) in parts.iter().enumerate() {
             let fresh = part.period.checked_sub(2).and_then(|period| mined.get(period));
-            let order = self.order(base, student, index, phase, fresh.or(negatives.as_ref()), part.span)?;
+            let negatives = fresh.or(negatives.as_ref());
+            let signal = self.signal(base, student, phase, negatives, earlier)?;
+            let negatives = negatives.map(|mined| &mined.negatives);
+            let order = self.order(base, student, index, phase, negatives, part.span)?;
             let trained = self.add(Task::Train {
                 start,
                 order,
                 inputs: read.clone(),
-                signal: signal.clone(),
+                signal,
                 phase: settings.clone(),
                 loss: loss.clone(),
                 span: part.span,
@@ -124,9 +120,9 @@ impl Planner<'_, '_> {
                 break;
             }
             if part.ends_period && parts.iter().any(|later| later.period == part.period + 2) {
-                let fresh = self.refresh(base, student, &inputs, &trained, part.period);
+                let fresh = self.refresh(base, student, &inputs, &trained, part.period)?;
                 let step = part.span.map_or(0, |span| span.end);
-                audits.push((format!("{} at step {step}", student.name), fresh.clone()));
+                audits.push((format!("{} at step {step}", student.name), fresh.negatives.clone()));
                 mined.push(fresh);
             }
             if race.is_far_ahead() {
@@ -136,6 +132,37 @@ impl Planner<'_, '_> {
         }
         self.note(student, index, &race);
         Ok(race.winner())
+    }
+
+    /// What a phase learns from, where it takes these negatives.
+    fn signal(
+        &mut self,
+        base: &Base,
+        student: &StudentSpec,
+        phase: &PhaseSpec,
+        negatives: Option<&Mined>,
+        earlier: &BTreeMap<&str, Trained>,
+    ) -> Result<Signal, PlanError> {
+        match phase.pair_scores() {
+            Some(PairScores::Given) => {
+                let scores = vec![base.queries.artifact.clone()];
+                return Ok(Signal::Scores(PairTables { scores }));
+            }
+            Some(PairScores::CrossEncoder) => {
+                let missing = || PlanError::Missing { student: student.name.clone(), key: "negatives" };
+                return self.cross_encoder_signal(base, negatives.ok_or_else(missing)?);
+            }
+            None => {}
+        }
+        let vectors = match phase.signal.as_str() {
+            "teacher" => self.with_sentences(base, phase, &base.teacher, &[]),
+            name => {
+                let asked = self.asked(student, earlier)?.filter(|_| student.on.as_deref() == Some(name));
+                let signal = asked.map_or_else(|| head(student, name, earlier), Ok)?;
+                self.with_sentences(base, phase, &signal.vectors, &signal.maps)
+            }
+        };
+        Ok(Signal::Vectors(vectors))
     }
 
     /// Keeps what measurements have said so far.
@@ -183,7 +210,7 @@ impl Planner<'_, '_> {
         inputs: &VectorSet,
         part: &ArtifactId,
         number: usize,
-    ) -> ArtifactId {
+    ) -> Result<Mined, PlanError> {
         let spec = self.context.spec;
         let vectors = self.student_vectors(base, student, inputs, part);
         let run = self.search_dense(base, &vectors, None, &spec.sets.train, spec.mining.depth);
@@ -346,6 +373,7 @@ impl Planner<'_, '_> {
             negatives: negatives.filter(|_| mined).cloned(),
             negatives_per_row: if mined { phase.negatives } else { 0 },
             corpus_samples: phase.corpus_samples,
+            given_scores: phase.pair_scores() == Some(PairScores::Given),
             unlabelled: (phase.unlabelled * f64::from(phase.batch)).round() as u32,
             sentences: base.sentences.clone().filter(|_| phase.sentences),
             batch: phase.batch,

@@ -1,9 +1,11 @@
 //! Training rows in step order, so that training reads from start to end and holds no corpus in memory.
 //!
 //! - [`order`]: the task; [`OrderReader`]: its artifact, step by step
-//! - `source`: what rows are drawn from; `tokens`: their texts as ids; `rows`: how they lie in files
+//! - `source`: what rows are drawn from; `scored`: which of them have given scores; `tokens`: their texts as ids;
+//!   `rows`: how they lie in files
 
 mod rows;
+mod scored;
 mod source;
 mod tokens;
 

@@ -1,6 +1,7 @@
 //! What the rows of a phase are drawn from, and how those without labels stand among the others.
 
 use super::TextRow;
+use super::scored::scored;
 use crate::mining::Permutation;
 use crate::tables::read_negatives;
 use crate::tasks::mine::NEGATIVES;
@@ -118,9 +119,9 @@ impl Unlabelled {
 }
 
 pub(super) struct Question {
-    row: u64,
-    positives: Vec<u64>,
-    negatives: Vec<u64>,
+    pub row: u64,
+    pub positives: Vec<u64>,
+    pub negatives: Vec<u64>,
 }
 
 impl Source {
@@ -138,6 +139,9 @@ impl Source {
             negatives,
             negatives_per_row,
             corpus_samples,
+            given_scores,
+            queries,
+            sets,
             passages,
             seed,
             unlabelled,
@@ -165,7 +169,13 @@ impl Source {
             .collect();
         // A question with fewer negatives than wanted repeats what it has: repeats are masked in the loss,
         // so nothing is made up. How many do is in the numbers.
-        let counts = json!({ "questions": rows.len(), "short_of_negatives": short });
+        let mut counts = json!({ "questions": rows.len(), "short_of_negatives": short });
+        if *given_scores {
+            let scored = scored(bench, queries, sets, &rows)?;
+            counts["pairs"] = scored.pairs.into();
+            counts["pairs_without_score"] = scored.unscored.into();
+            counts["questions_without_comparison"] = scored.idle.len().into();
+        }
         // Another seed than the order's own, which permutes the questions.
         let samples = Samples { per_row: u64::from(*corpus_samples), rows: passages.rows, seed: !*seed };
         let asked = match (*unlabelled > 0, sentences) {

@@ -1,6 +1,7 @@
 //! The sets' questions to shards, their judgements, given negatives and scores to tables.
 
 use super::super::bench::{Content, JUDGEMENTS, Produced, TaskError, Workbench, shard_name};
+use super::super::score::SCORES;
 use super::gather::{Gathered, PassageKey, Place, describe};
 use super::{BadRecords, for_each_record};
 use crate::formats::{Question, Record, Role};
@@ -12,8 +13,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The part that holds negatives that the training files bring along.
 pub const GIVEN: &str = "given.parquet";
-/// The part that holds scores of a teacher that the training files bring along.
-const SCORES: &str = "scores.parquet";
 
 /// Questions of all sets to shards, and what the sets say of them to tables.
 pub fn queries(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> {

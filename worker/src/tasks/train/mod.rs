@@ -5,7 +5,7 @@
 //!
 //! - `start`: the student before the first step
 //! - `objective`: the loss, optimiser and schedule that the settings ask for
-//! - `trainer`: one step
+//! - `trainer`: one step; `signal`: what it learns from
 //! - `generations`: steps from one change of the cohort's membership to the next; `cohort`: its members
 //! - `doubt`: values that are not finite; `recompute`: a step once more, by one member alone
 //! - `telling`: what the coordinator hears of steps
@@ -17,6 +17,7 @@ mod generations;
 mod memory;
 mod objective;
 mod recompute;
+mod signal;
 mod start;
 mod telling;
 #[cfg(test)]
@@ -32,8 +33,9 @@ use crate::vectors::{Tensors, Values, write_tensors};
 use cohort::Standing;
 use generations::Course;
 use objective::{LossDims, PhaseLoss, optimizer, schedule};
-use retort_common::task::{ArtifactId, ProjectionStart, StudentStart, Task};
+use retort_common::task::{ArtifactId, ProjectionStart, Signal, StudentStart, Task};
 use serde_json::json;
+use signal::SignalSource;
 use start::{begin, pad_token_id, scale_projection};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -49,14 +51,13 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
     bench.encoders.clear();
     let mut reader = OrderReader::open(bench, order)?;
     let (shape, mut params, tokenizer) = student(bench, task, &mut || reader.step(0))?;
-    let signal_vectors = Rc::new(CachedVectors::open(bench, signal)?);
-    let inputs = match inputs {
+    let source = SignalSource::open(bench, signal)?;
+    let inputs = match (inputs, signal, &source) {
         // A head's own input is mostly its signal, too: its files are opened once.
-        Some(set) if set == signal => Some(Rc::clone(&signal_vectors)),
-        Some(set) => Some(Rc::new(CachedVectors::open(bench, set)?)),
-        None => None,
+        (Some(set), Signal::Vectors(own), SignalSource::Vectors(open)) if set == own => Some(Rc::clone(open)),
+        (Some(set), ..) => Some(Rc::new(CachedVectors::open(bench, set)?)),
+        (None, ..) => None,
     };
-    let signal = signal_vectors;
     // An encoder reads text: vectors beside it are those of the passages that it asks.
     let (inputs, candidates) = match &shape.tower.input {
         Input::Vectors { .. } => (inputs, None),
@@ -75,7 +76,7 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
     let first = span.map_or(0, |span| u64::from(span.first));
     let (end, total) = (first + reader.steps, span.map_or(reader.steps, |span| u64::from(span.total)));
     let dims =
-        LossDims { student: shape.tower.dim(), signal: signal.dim(), width: reader.width, steps: total };
+        LossDims { student: shape.tower.dim(), signal: source.kind(), width: reader.width, steps: total };
     let phase_loss = PhaseLoss::new(loss, phase, *normalize, dims)?;
     let loss_parameters = phase_loss.initial(*seed);
     params.extend_from_slice(&loss_parameters);
@@ -87,7 +88,7 @@ pub fn train(bench: &Workbench<'_>, task: &Task) -> Result<Produced, TaskError> 
         schedule: schedule(phase, total),
         inputs,
         candidates,
-        signal,
+        signal: source,
         pad_token_id: pad_token_id(&shape.tower),
         tower,
         params,

@@ -16,8 +16,8 @@ use retort_common::spec::{
 pub(super) struct LossDims {
     /// Components of the student's vectors.
     pub student: usize,
-    /// Components of the signal's vectors.
-    pub signal: usize,
+    /// What the signal can give.
+    pub signal: TeacherKind,
     /// Texts in a row of the order.
     pub width: usize,
     /// Steps of the phase.
@@ -45,7 +45,7 @@ impl PhaseLoss {
         if phase.data == PhaseData::Texts {
             objective.terms.iter_mut().for_each(only_queries);
         }
-        let teacher = TeacherKind::Vectors { dim: dims.signal };
+        let teacher = dims.signal;
         let batch = phase.batch as usize;
         let microbatch = batch / phase.microbatches as usize;
         // Single texts stand on both sides of a batch.

@@ -6,17 +6,22 @@ mod doubts;
 
 use super::super::bench::{Content, Produced, Progress, Seat, TaskError, VECTORS, Workbench};
 use super::super::embed::EncoderCache;
+use super::super::score::SCORES;
 use super::train;
 use crate::fit::{AffineMap, BinaryQuantizer, Code, ProductQuantizer, Quantizer, ResidualQuantizer};
+use crate::losses::TeacherKind;
 use crate::mining::counter;
 use crate::model::Device;
+use crate::tables::{NegativeRow, write_negatives};
 use crate::vectors::{Values, write_tensors};
 use retort_common::artifact::{ArtifactReader, ArtifactWriter, Cache};
 use retort_common::checkpoint::{Lineage, Place};
 use retort_common::ids::{AttemptNumber, Digest, TaskId};
 use retort_common::spec::{CodeKind, LossSpec, PhaseSpec};
 use retort_common::store::Store;
-use retort_common::task::{ArtifactId, ProjectionStart, Span, StudentStart, Task, VectorSet};
+use retort_common::task::{
+    ArtifactId, PairTables, ProjectionStart, Signal, Span, StudentStart, Task, VectorSet,
+};
 use serde_json::{Value, json};
 
 const STEPS: u32 = 6;
@@ -53,6 +58,8 @@ pub(super) struct Fixture {
     store: Store,
     folder: tempfile::TempDir,
     vectors: VectorSet,
+    /// What is learnt from: the vectors, unless a test says otherwise.
+    signal: Signal,
 }
 
 fn artifact(kind: &str, name: &str) -> ArtifactId {
@@ -75,7 +82,8 @@ impl Fixture {
             passages: vec![passages.clone()],
             sentences: Vec::new(),
         };
-        let fixture = Self { sizes, runtime, store, folder, vectors };
+        let signal = Signal::Vectors(vectors.clone());
+        let fixture = Self { sizes, runtime, store, folder, vectors, signal };
         for (stream, set) in [(1, queries), (2, passages)] {
             let value = |at: u64| change(counter::unit(counter::hash(stream, &[at])) as f32 - 0.5);
             let values: Vec<f32> = (0..ROWS * sizes.dim as u64).map(value).collect();
@@ -132,7 +140,7 @@ impl Fixture {
             start,
             order: self.order(steps.clone()),
             inputs: Some(self.vectors.clone()),
-            signal: self.vectors.clone(),
+            signal: self.signal.clone(),
             phase,
             loss,
             span: (!whole).then_some(span),
@@ -266,11 +274,75 @@ fn dropout_and_the_seed_of_a_step_change_weights() {
     assert_ne!(without, digest(json!({ "dropout": 0.0, "microbatches": 2 })));
 }
 
+/// Scores of the pairs of all steps that `value` gives one.
+fn learn_from_scores(fixture: &mut Fixture, name: &str, value: impl Fn(u64, u64) -> Option<f64>) {
+    let mut rows = Vec::new();
+    for row in 0..u64::from(STEPS) * BATCH as u64 {
+        let draw = |stream: u64| counter::hash(9, &[row, stream]) % ROWS;
+        let pairs = [draw(1), draw(2), draw(3)].map(|passage| (draw(0), passage));
+        let scored = pairs.into_iter().filter_map(|(query, passage)| {
+            value(query, passage).map(|score| NegativeRow { query, passage, score })
+        });
+        rows.extend(scored);
+    }
+    let path = fixture.folder.path().join("scores");
+    write_negatives(&path, &rows).unwrap();
+    let scores = artifact("scores", name);
+    fixture.put(&scores, vec![(SCORES.to_owned(), Content::File(path))], json!({}));
+    fixture.signal = Signal::Scores(PairTables { scores: vec![scores] });
+}
+
+#[test]
+fn scores_of_pairs_are_learnt_from_in_parts_as_in_one_piece() {
+    let mut fixture = Fixture::new(SMALL);
+    let phase = phase(json!({ "loss": [
+        { "kind": "margin_mse", "teacher_scale": 0.1 },
+        { "kind": "kl", "scope": "listed", "temperature": 0.2, "teacher_temperature": 1.0 },
+        { "kind": "info_nce", "temperature": 0.2, "weight": 0.1 },
+    ] }));
+    let score = |query: u64, passage: u64| counter::unit(counter::hash(3, &[query, passage])) * 10.0 - 5.0;
+    learn_from_scores(&mut fixture, "all", |query, passage| Some(score(query, passage)));
+    let (_, whole, curve) = fixture.train(mlp(), 0..STEPS, &phase);
+    let (first, ..) = fixture.train(mlp(), 0..4, &phase);
+    let (_, parts, joined) = fixture.train(StudentStart::Continue { student: first }, 4..STEPS, &phase);
+    assert_eq!((&whole, curve), (&parts, joined));
+    // A pair without a score is left out.
+    let some = |query: u64, passage: u64| (!passage.is_multiple_of(3)).then(|| score(query, passage));
+    learn_from_scores(&mut fixture, "some", some);
+    let (_, fewer, curve) = fixture.train(mlp(), 0..STEPS, &phase);
+    assert_ne!(fewer["weights_sha256"], whole["weights_sha256"]);
+    // Without a single one, only the loss that needs none has a value.
+    learn_from_scores(&mut fixture, "none", |_, _| None);
+    let terms = |curve: &str| serde_json::from_str::<Value>(curve).unwrap()[0]["terms"].clone();
+    let (_, _, empty) = fixture.train(mlp(), 0..STEPS, &phase);
+    let value = |terms: &Value, name: &str| {
+        let terms = terms.as_array().unwrap();
+        terms.iter().find(|term| term[0] == name).unwrap()[1].as_f64().unwrap()
+    };
+    for name in ["margin_mse", "kl"] {
+        assert!(value(&terms(&curve), name) > 0.0);
+        assert_eq!(value(&terms(&empty), name), 0.0);
+    }
+    assert!(value(&terms(&empty), "info_nce") > 0.0);
+    learn_from_scores(&mut fixture, "damaged", |_, passage| Some(if passage == 7 { f64::NAN } else { 1.0 }));
+    let task = fixture.task(mlp(), 0..STEPS, &phase);
+    let message = fixture.try_train(&task, None).unwrap_err().to_string();
+    assert!(message.contains("passage row 7 is NaN"), "{message}");
+}
+
 #[test]
 fn a_loss_that_the_signal_cannot_give_is_refused_before_any_step() {
     let terms: Vec<LossSpec> = serde_json::from_value(json!([{ "kind": "embedding_mse" }])).unwrap();
     let phase = PhaseSpec { loss: Vec::new(), ..phase(json!({})) };
-    let dims = super::objective::LossDims { student: 4, signal: DIM, width: WIDTH, steps: 1 };
+    let dims = super::objective::LossDims {
+        student: 4,
+        signal: TeacherKind::Vectors { dim: DIM },
+        width: WIDTH,
+        steps: 1,
+    };
     let error = super::objective::PhaseLoss::new(&terms, &phase, true, dims).err().unwrap();
     assert!(error.to_string().contains("set `projection = true`"), "{error}");
+    let dims = super::objective::LossDims { signal: TeacherKind::Scores, ..dims };
+    let error = super::objective::PhaseLoss::new(&terms, &phase, true, dims).err().unwrap();
+    assert!(error.to_string().contains("scores of listed candidates only"), "{error}");
 }

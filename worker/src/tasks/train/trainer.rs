@@ -5,8 +5,9 @@ use super::super::order::{StepRows, TextRow};
 use super::cohort::{Broken, Membership, Standing};
 use super::doubt::What;
 use super::objective::PhaseLoss;
+use super::signal::SignalSource;
 use crate::exchange::wire::all_finite;
-use crate::losses::{self, Outcome, Teacher};
+use crate::losses::{self, Outcome};
 use crate::matrix::Matrix;
 use crate::model::{Batch, Dropout, Forward, Tower, TwoSided};
 use crate::optimizer::{AdamW, Schedule, clip_scale};
@@ -48,7 +49,7 @@ impl CachedVectors {
         self.queries.dim().max(self.passages.dim())
     }
 
-    fn gather(&self, texts: &[TextRow]) -> Result<Matrix, TaskError> {
+    pub(super) fn gather(&self, texts: &[TextRow]) -> Result<Matrix, TaskError> {
         let mut vectors = Matrix::zeros(texts.len(), self.dim());
         for (i, text) in texts.iter().enumerate() {
             let row = match text {
@@ -77,7 +78,7 @@ pub(super) struct Trainer<'a> {
     pub(super) inputs: Option<Rc<CachedVectors>>,
     /// The vectors of candidates, where the tower encodes questions alone.
     pub(super) candidates: Option<Rc<CachedVectors>>,
-    pub(super) signal: Rc<CachedVectors>,
+    pub(super) signal: SignalSource,
     pub(super) pad_token_id: u32,
     pub(super) tower: Tower,
     /// The tower's parameters, and the loss's own behind them.
@@ -390,8 +391,7 @@ impl Trainer<'_> {
         let (count, dim) = (vectors.rows(), vectors.dim());
         let (queries, passages) = (select(&vectors, &query_cells), select(&vectors, &passage_cells));
         drop(vectors);
-        let teacher_queries = self.signal.gather(&texts(&query_cells))?;
-        let teacher_passages = self.signal.gather(&texts(&passage_cells))?;
+        let said = self.signal.says(&texts(&query_cells), &texts(&passage_cells))?;
         let batch = losses::Batch {
             dim,
             microbatch: rows.known_positives.len() / self.phase.microbatches as usize,
@@ -400,15 +400,11 @@ impl Trainer<'_> {
             query_rows: &numbers(&query_cells),
             passage_rows: &numbers(&passage_cells),
             known_positives: &rows.known_positives,
-            teacher: Teacher::Vectors {
-                dim: teacher_queries.dim(),
-                queries: teacher_queries.data(),
-                passages: teacher_passages.data(),
-            },
+            teacher: said.teacher(),
         };
         let (outcome, terms) = self.loss.evaluate(step, &batch, &self.params[self.tower_len()..])?;
         let Outcome { value, theta, queries: d_queries, passages: d_passages, .. } = outcome;
-        drop((queries, passages, teacher_queries, teacher_passages));
+        drop((queries, passages, said));
         let mut d_vectors = Matrix::zeros(count, dim);
         let sides = [(&query_cells, &d_queries), (&passage_cells, &d_passages)];
         for (cells, values) in sides.into_iter().take(if single { 1 } else { 2 }) {
