@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 /// Raised when tasks start to mean something else, so that no old artifact is taken for a new one.
-pub const TASK_VERSION: u32 = 5;
+pub const TASK_VERSION: u32 = 6;
 /// The output of a task. It lies under `artifacts/{kind}/{digest}`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
