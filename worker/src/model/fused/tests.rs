@@ -124,7 +124,7 @@ fn burns_own_operations_compute_with_bfloat16() {
         let states = plain_linear(x, weight, vector(&bias), precision);
         plain_attention([states.clone(), states.clone(), states], &padded_texts(), 3, precision)
     };
-    check_narrow(&Device::flex(), operations, Precision::Bf16, [0.05, 0.2]);
+    check_narrow(&Device::flex(), operations, Precision::Bf16, [0.1, 0.3]);
 }
 
 #[test]
@@ -135,8 +135,8 @@ fn libtorch_computes_with_16_bit_floats() {
         let states = fused_linear(x, weight, vector(&bias), precision);
         fused_attention([states.clone(), states.clone(), states], &padded_texts(), 3, precision)
     };
-    check_narrow(&Device::libtorch(), operations, Precision::Bf16, [0.05, 0.2]);
-    check_narrow(&Device::libtorch(), operations, Precision::F16, [0.005, 0.02]);
+    check_narrow(&Device::libtorch(), operations, Precision::Bf16, [0.1, 0.3]);
+    check_narrow(&Device::libtorch(), operations, Precision::F16, [0.0125, 0.04]);
 }
 
 #[test]
