@@ -51,7 +51,7 @@ fn padding(texts: &Texts, like: &Tensor) -> Option<Tensor> {
     Some(mask.to_device(like.device()).to_kind(like.kind()))
 }
 
-/// Attention on a GPU, put together from products: the probabilities, [texts, heads, width, width].
+/// Attention put together from products, as on a GPU: the probabilities, [texts, heads, width, width].
 fn probabilities(queries: &Tensor, keys: &Tensor, mask: Option<&Tensor>, scale: f64) -> Tensor {
     // Scaled before the product, which float16 could not hold otherwise.
     let scores = (queries * scale).matmul(&keys.transpose(2, 3));
@@ -171,7 +171,8 @@ impl EncoderGradients for LibTorch {
         let [queries, keys, values] =
             inputs.map(|input| split(&factor(&input.tensor, precision), texts, heads));
         let mask = padding(texts, &queries);
-        if queries.device().is_cuda() {
+        // The kernel for processors keeps 16-bit sums of float16, which gradients of 32-bit floats cannot read.
+        if queries.device().is_cuda() || precision == Precision::F16 {
             let weights = probabilities(&queries, &keys, mask.as_ref(), scale_of(&queries));
             let out = join(&weights.matmul(&values), rows);
             return (wrap(wide(out)), vec![wrap(weights)]);
@@ -201,7 +202,8 @@ impl EncoderGradients for LibTorch {
         let [queries, keys, values] = inputs.each_ref().map(narrow);
         let d = narrow(&d);
         let gradients = if let [weights] = kept.as_slice() {
-            let (weights, scale) = (factor(&weights.tensor, precision), scale_of(&queries));
+            // They are float16 where the way forward was, and the way back is not.
+            let (weights, scale) = (weights.tensor.to_kind(queries.kind()), scale_of(&queries));
             let by_values = weights.transpose(2, 3).matmul(&d);
             let by_weights = d.matmul(&values.transpose(2, 3));
             let sums = (&by_weights * &weights).sum_dim_intlist([3i64].as_slice(), true, None::<Kind>);
@@ -214,7 +216,7 @@ impl EncoderGradients for LibTorch {
                 &queries,
                 &keys,
                 &values,
-                &factor(&kept[0].tensor, precision),
+                &kept[0].tensor,
                 &kept[1].tensor,
                 0.0,
                 false,
