@@ -1,7 +1,7 @@
 //! Contradictions between a phase and a signal that is scores of single pairs.
 
 use super::check::{Check, ensure};
-use super::{LossKind, LossScope, LossSpec, PhaseData, PhaseSpec};
+use super::{LossKind, LossScope, LossSpec, PairScores, PhaseData, PhaseSpec};
 
 /// Checks a phase that learns from scores of pairs: a question has them for its own positive and mined negatives only.
 /// Any other phase passes.
@@ -23,6 +23,9 @@ pub(super) fn check_pair_scores(phase: &PhaseSpec, at: &[&str; 4]) -> Check {
     refuse(phase.unlabelled == 0.0, "unlabelled", unscored("candidates of questions without a label"))?;
     let message = format!("signal = {signal:?} compares a positive with mined negatives: take at least 1");
     refuse(phase.negatives > 0, "negatives", message)?;
+    let given = phase.pair_scores() == Some(PairScores::Given);
+    let message = "negatives of the student itself have no given scores: leave it out, or use signal = \"cross-encoder\"";
+    refuse(!given || phase.refresh_every.is_none(), "refresh_every", message.to_owned())?;
     phase.loss.iter().try_for_each(|loss| {
         let message = objection(loss).map(|objection| format!("{}: {objection}", loss.kind.name()));
         let message = message.map(|message| format!("{message}, or use signal = \"teacher\""));

@@ -59,8 +59,8 @@ fn check(record: &Record) -> Result<(), String> {
                 if let Some(text) = &candidate.text {
                     filled("a passage has", &[&candidate.title, text])?;
                 }
-                if candidate.score.is_some_and(|score| !score.is_finite()) {
-                    return Err("a score is not a finite number".to_owned());
+                if candidate.score.is_some_and(|score| !(score as f32).is_finite()) {
+                    return Err("a score is not a finite number of 32 bits".to_owned());
                 }
             }
             Ok(())

@@ -61,8 +61,9 @@ pub enum DeviceError {
     },
 }
 
-/// The first compute capability of NVIDIA GPUs that multiplies bfloat16.
+/// The first compute capability of NVIDIA GPUs that has fast products of bfloat16, and of float16.
 const BF16_CAPABILITY: f32 = 8.0;
+const F16_CAPABILITY: f32 = 7.0;
 /// Version of burn in the workspace's manifest.
 const BURN_VERSION: &str = "0.22.1";
 
@@ -93,6 +94,9 @@ impl Device {
             let suffix = precision.suffix();
             let Some(exact) = name.strip_suffix(suffix) else { continue };
             let mut device = Self::parse(exact)?;
+            if device.precision != Precision::F32 {
+                return Err(DeviceError::Unknown { name: name.to_owned() });
+            }
             let refused = |reason| DeviceError::Precision { name: name.to_owned(), suffix, reason };
             device.check(precision).map_err(refused)?;
             device.name.push_str(suffix);
@@ -148,20 +152,24 @@ impl Device {
     fn check(&self, precision: Precision) -> Result<(), &'static str> {
         match (self.kind(), precision) {
             ("flex", _) => Err("flex computes with 32-bit floats alone"),
-            ("tch:cpu", Precision::F16) => {
-                Err("LibTorch emulates float16 on processors; \"+bf16\" may be had")
-            }
+            ("tch:cpu", Precision::F16) => Err("LibTorch emulates float16 on processors"),
             ("tch:cpu", _) if instructions().ends_with("AMX") || instructions().ends_with("bf16") => Ok(()),
             ("tch:cpu", _) => Err("this processor has no instructions for bfloat16"),
             // burn's own gradients would be float16 too, in which small ones vanish.
-            ("cuda", Precision::F16) => Err("only LibTorch computes with float16 here; \"+bf16\" may be had"),
-            (_, Precision::F16) => Ok(()),
-            _ => match self.gpu().and_then(|number| ask_gpu(number, "compute_cap")) {
-                Some(capability) if capability.trim().parse().is_ok_and(|it: f32| it < BF16_CAPABILITY) => {
-                    Err("this GPU multiplies no bfloat16; \"+f16\" may be had")
-                }
-                _ => Ok(()),
-            },
+            ("cuda", Precision::F16) => Err("only LibTorch computes with float16 here"),
+            (_, Precision::F16) => {
+                self.check_capability(F16_CAPABILITY, "this GPU has no fast products of float16")
+            }
+            _ => self.check_capability(BF16_CAPABILITY, "this GPU has no fast products of bfloat16"),
+        }
+    }
+
+    /// Whether the GPU has a compute capability, as far as its driver tells.
+    fn check_capability(&self, least: f32, reason: &'static str) -> Result<(), &'static str> {
+        let capability = self.gpu().and_then(|number| ask_gpu(number, "compute_cap"));
+        match capability.and_then(|text| text.trim().parse::<f32>().ok()) {
+            Some(capability) if capability < least => Err(reason),
+            _ => Ok(()),
         }
     }
 
@@ -332,6 +340,7 @@ mod tests {
         }
         if cfg!(feature = "tch") {
             assert!(message("tch:cpu+f16").contains("emulates float16"), "{}", message("tch:cpu+f16"));
+            assert!(message("tch:cpu+bf16+bf16").contains("unknown device"));
         }
         if cfg!(not(feature = "cuda")) {
             assert!(message("cuda:1").contains("--features cuda"));

@@ -13,7 +13,7 @@ pub(super) struct Scored {
     pub pairs: u64,
     /// Those without a score, which losses leave out.
     pub unscored: u64,
-    /// Questions none of whose rows can have two scored passages: there is nothing to compare.
+    /// Questions without a scored positive or without a scored negative: there is nothing to compare.
     pub idle: HashSet<u64>,
 }
 
@@ -27,8 +27,7 @@ impl Scored {
             let pairs = question.positives.len() + question.negatives.len();
             counted.pairs += pairs as u64;
             counted.unscored += (pairs - positives - negatives) as u64;
-            // A row has one of the positives.
-            if positives.min(1) + negatives < 2 {
+            if positives == 0 || negatives == 0 {
                 counted.idle.insert(question.row);
             }
         }
@@ -51,9 +50,8 @@ pub(super) fn scored(
         let mut asked = judgements.iter().filter(|judged| judged.set == *set && judged.grade > 0).peekable();
         if asked.peek().is_some() && asked.all(|judged| counted.idle.contains(&judged.query)) {
             return Err(TaskError::Input(format!(
-                "signal = \"given\": no question of set {set:?} has scores of two passages to compare, of a positive \
-                 and negatives: take the negatives that the files bring (mining.from = [\"given\"]), or signal = \
-                 \"cross-encoder\""
+                "signal = \"given\": no question of set {set:?} has a score of a positive and one of a negative to compare: \
+                 take the negatives that the files bring (mining.from = [\"given\"], or the phase's negatives_from), or signal = \"cross-encoder\""
             )));
         }
     }

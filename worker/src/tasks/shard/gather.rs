@@ -191,12 +191,14 @@ impl<'a> Gathered<'a> {
         for positive in &positives {
             let key = (set, question, self.candidate(positive));
             let judged = Judged { grade: 1, place, once: false, score: positive.score };
-            self.judged.entry(key).or_insert(judged);
+            let known = self.judged.entry(key).or_insert(judged);
+            known.score = known.score.or(positive.score);
         }
         for negative in &negatives {
             let passage = self.candidate(negative);
             let given = self.given.entry(question).or_default();
-            if given.iter().any(|other| other.passage == passage) {
+            if let Some(known) = given.iter_mut().find(|other| other.passage == passage) {
+                known.score = known.score.or(negative.score);
                 continue;
             }
             if given.len() == GIVEN_PER_QUESTION {
