@@ -15,9 +15,10 @@ use retort_kernels::matmul::{self, Sizes, Write};
 
 /// Rounds of k-means of one codebook.
 const KMEANS: usize = 12;
-/// How far from the mean clusters start, as a share of the drawn row's way. What the first codebooks leave has hardly any direction: rows
-/// are about as far from each other as from the mean, or farther. A cluster that starts on a row keeps that row alone, and most
-/// rows go to the few that lie nearest to the mean; starting near it they share the rows from the first round.
+/// How far from the mean clusters start, as a share of the drawn row's way. What the first codebooks leave has hardly any
+/// direction: rows are about as far from each other as from the mean, or farther. A cluster that starts on a row keeps that row
+/// alone, and most rows go to the few that lie nearest to the mean; starting near it they share the rows from the first round.
+/// The first codebook, whose rows have directions, comes out about as good either way.
 const START: f32 = 0.25;
 /// Rounds of encoding and moving all codebooks.
 const ROUNDS: usize = 3;
