@@ -334,6 +334,9 @@ loss = [{ kind = "info_nce", temperature = 0.05 }]
             refuse(&texts, &[], &["phase.0.signal", "use data = \"queries\""]);
             refuse(GOOD, &[("student.0.name", signal)], &["is taken"]);
         }
+        let fresh = |signal: &str| with(signal, "refresh_every = 5\n", listed);
+        assert!(parse(&fresh("cross-encoder"), "job.toml", &[]).is_ok());
+        refuse(&fresh("given"), &[], &["phase.0.refresh_every", "signal = \"cross-encoder\""]);
         let alone = |signal: &str| with(signal, "", listed).replace(CROSS, "");
         assert!(parse(&alone("given"), "job.toml", &[]).is_ok());
         refuse(&alone("cross-encoder"), &[], &["phase.0.signal", "needs a table [cross_encoder]"]);
