@@ -54,7 +54,7 @@ async fn round(
     handle: &Handle,
     store: &Store,
     job: &JobId,
-    sent: &mut BTreeMap<(ArtifactId, String), u64>,
+    sent: &mut BTreeMap<(String, ArtifactId, String), u64>,
     sender: &Sender,
 ) -> Result<bool, End> {
     let stopped = |stopped| End::Failed(status(stopped));
@@ -67,9 +67,10 @@ async fn round(
     });
     let (trainings, ended) = survey.await.map_err(stopped)?;
     for (lineages, training) in trainings {
+        // Students may share a training, and each is told of.
+        let key = |lineage: &String| (training.student.clone(), training.artifact.clone(), lineage.clone());
         for lineage in &lineages {
-            let key = (training.artifact.clone(), lineage.clone());
-            let after = sent.entry(key).or_insert(training.first);
+            let after = sent.entry(key(lineage)).or_insert(training.first);
             loop {
                 let (one, name, from) = (training.clone(), lineage.clone(), *after);
                 let steps = handle.ask(move |desk| {
@@ -86,7 +87,7 @@ async fn round(
         }
         // What this process was not told, or tells no more, is in the artifact.
         let (Some(last), Some(lineage)) = (training.last, lineages.last()) else { continue };
-        let after = sent.entry((training.artifact.clone(), lineage.clone())).or_insert(training.first);
+        let after = sent.entry(key(lineage)).or_insert(training.first);
         if *after < last {
             let from = std::mem::replace(after, last);
             send_curve(handle, store, &training, lineage, from, sender).await?;

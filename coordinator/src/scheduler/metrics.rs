@@ -1,6 +1,6 @@
 //! What trainings say of their steps, by (task, lineage, step). A step that comes again must be the same.
 
-use super::state::{State, TaskRecord};
+use super::state::State;
 use retort_common::checkpoint::lineage;
 use retort_common::ids::{JobId, TaskId, WorkerId};
 use retort_common::metrics::{StepPoint, StepReport, StepTiming};
@@ -127,23 +127,24 @@ pub struct TrainingView {
 /// A job's trainings by student, phase and step.
 pub fn trainings(state: &State, job: &JobId) -> Vec<TrainingView> {
     let Some(record) = state.jobs.get(job) else { return Vec::new() };
-    // A training's seed is derived from its student's name and its phase's number.
-    let mut places = BTreeMap::new();
+    // A seed tells a training's phase. Students that are the same up to there share it.
+    let mut places = BTreeMap::<u64, Vec<_>>::new();
     for (at, student) in record.spec.student.iter().enumerate() {
         for index in 0..student.phase.len() {
-            let seed = super::plan::derived_seed(record.spec.seed, &student.name, index);
-            places.insert(seed, (at, student.name.as_str(), index as u32 + 1));
+            let seed = super::plan::phase_seed(&record.spec, student, index);
+            places.entry(seed).or_default().push((at, student.name.as_str(), index as u32 + 1));
         }
     }
-    let of = |record: &TaskRecord| {
-        let Task::Train { seed, span, phase: settings, .. } = &record.task else { return None };
-        let (at, student, phase) = *places.get(seed)?;
+    let mut found = Vec::new();
+    for record in record.tasks.iter().filter_map(|id| state.tasks.get(id)) {
+        let Task::Train { seed, span, phase: settings, .. } = &record.task else { continue };
         let (first, batch) = (span.map_or(0, |span| u64::from(span.first)), settings.batch);
         let last = record.meta().map(|meta| meta["steps"].as_u64().unwrap_or(u64::MAX));
-        let (artifact, student) = (record.task.output(), student.to_owned());
-        Some(((at, phase, first), TrainingView { artifact, last, student, phase, first, batch }))
-    };
-    let mut found: Vec<_> = record.tasks.iter().filter_map(|id| state.tasks.get(id)).filter_map(of).collect();
+        for &(at, student, phase) in places.get(seed).into_iter().flatten() {
+            let (artifact, student) = (record.task.output(), student.to_owned());
+            found.push(((at, phase, first), TrainingView { artifact, last, student, phase, first, batch }));
+        }
+    }
     found.sort_by_key(|(order, _)| *order);
     found.into_iter().map(|(_, training)| training).collect()
 }

@@ -553,6 +553,23 @@ fn pca_dims(spec: &JobSpec, teacher: u32, passages: u64) -> Result<BTreeSet<u32>
     Ok(dims)
 }
 
+/// The seed of a student's phase, counted from 0, and its trainings' mark among those of the job.
+pub(super) fn phase_seed(spec: &JobSpec, student: &StudentSpec, index: usize) -> u64 {
+    derived_seed(spec.seed, first_alike(spec, student, index + 1), index)
+}
+
+/// The name of the first student that is the same up to a number of phases. Seeds come from it, so that what several
+/// students need is made once.
+fn first_alike<'s>(spec: &'s JobSpec, student: &'s StudentSpec, phases: usize) -> &'s str {
+    let begun = |student: &StudentSpec| StudentSpec {
+        name: String::new(),
+        phase: student.phase.iter().take(phases).cloned().collect(),
+        ..student.clone()
+    };
+    let alike = |other: &&StudentSpec| begun(other) == begun(student);
+    spec.student.iter().find(alike).map_or(&student.name, |first| &first.name)
+}
+
 /// A seed for one purpose. 53 bits, so that every JSON reader keeps it.
 pub(super) fn derived_seed(seed: u64, purpose: &str, index: usize) -> u64 {
     let digest = Digest::of_json(&serde_json::json!([seed, purpose, index])).to_string();

@@ -413,6 +413,20 @@ fn steps_are_kept_once_whoever_tells_them() {
 }
 
 #[test]
+fn a_training_that_students_share_shows_under_each() {
+    let mut spec = sample::full("j", 1);
+    let mut twin = spec.student[0].clone();
+    twin.name = "twin".to_owned();
+    spec.student.insert(1, twin);
+    let mut cluster = Cluster::with_exchange(&["w1"]);
+    let job = cluster.submit("k", spec);
+    cluster.work_until_training();
+    let shown = metrics::trainings(&cluster.state, &job);
+    let of = |name: &str| shown.iter().find(|one| one.student == name && one.phase == 1).unwrap();
+    assert_eq!(of("head").artifact, of("twin").artifact);
+}
+
+#[test]
 fn a_step_that_comes_again_with_other_figures_fails_the_job_as_diverged() {
     let (mut cluster, job) = training(&["w1", "w2"]);
     cluster.get_ready();

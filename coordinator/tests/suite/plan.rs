@@ -2,7 +2,7 @@
 
 use crate::sample;
 use retort_common::ids::{Digest, TaskId};
-use retort_common::spec::{CodeKind, JobSpec, MiningSource};
+use retort_common::spec::{CodeKind, JobSpec, MiningSource, StudentSpec};
 use retort_common::task::{ArtifactId, Encoder, Retriever, Side, Signal, Stage, StudentStart, Task};
 use retort_coordinator::scheduler::plan::{Plan, PlanContext, PlanError, plan};
 use serde_json::{Value, json};
@@ -349,15 +349,33 @@ fn sentences_are_drawn_embedded_and_learnt_from_where_a_phase_asks() {
 }
 
 #[test]
-fn students_with_the_same_rows_share_them() {
-    let mut spec = sample::full("j", 1);
-    let mut twin = spec.student[0].clone();
-    twin.name = "twin".to_owned();
-    spec.student.insert(1, twin);
-    let tasks = last_plan(&spec);
-    let orders = tasks.iter().filter(|task| matches!(task, Task::Order { .. })).count();
-    let trains = tasks.iter().filter(|task| matches!(task, Task::Train { .. })).count();
-    assert_eq!((orders, trains), (3, 5));
+fn students_share_what_they_have_in_common() {
+    let spec = sample::full("j", 1);
+    let count = |spec: &JobSpec| {
+        let tasks = last_plan(spec);
+        let of =
+            |stage| tasks.iter().filter(|task| task.stage() == stage).map(Task::id).collect::<BTreeSet<_>>();
+        let orders = tasks.iter().filter(|task| matches!(task, Task::Order { .. })).count();
+        let Some(Task::Report { rows, .. }) = tasks.last() else { panic!("no report") };
+        (orders, of(Stage::Train), rows.len())
+    };
+    let (orders, trained, rows) = count(&spec);
+    let with = |change: &dyn Fn(&mut StudentSpec)| {
+        let mut spec = spec.clone();
+        let mut twin = spec.student[0].clone();
+        assert_eq!(twin.phase.len(), 2);
+        twin.name = "twin".to_owned();
+        change(&mut twin);
+        spec.student.insert(1, twin);
+        count(&spec)
+    };
+    let (twin_orders, twin_trained, twin_rows) = with(&|_| ());
+    assert_eq!((twin_orders, &twin_trained), (orders, &trained), "one training for both");
+    assert!(twin_rows > rows, "a row of its own");
+    let (_, more, _) = with(&|twin| twin.phase[1].learning_rate *= 2.0);
+    assert!(trained.is_subset(&more) && more.len() == trained.len() + 1, "the first phase is shared");
+    let (more_orders, more, _) = with(&|twin| twin.phase[0].learning_rate *= 2.0);
+    assert_eq!((more_orders, more.len()), (orders, trained.len() + 2), "the rows are shared");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! phases, the head's map and the quantiser's codebooks go on together from there.
 
 use super::students::head;
-use super::{Base, PlanError, Planner, Trained, derived_seed};
+use super::{Base, PlanError, Planner, Trained, derived_seed, first_alike};
 use retort_common::spec::{CodeKind, StudentKind, StudentSpec};
 use retort_common::task::{ArtifactId, StudentStart, Task, VectorSet};
 use std::collections::BTreeMap;
@@ -29,7 +29,7 @@ impl Planner<'_, '_> {
             code: student.code.unwrap_or_default(),
             bytes,
             unit: student.code == Some(CodeKind::Binary) && self.normalizes(),
-            seed: derived_seed(spec.seed, &student.name, 0),
+            seed: derived_seed(spec.seed, first_alike(spec, student, 0), 0),
             fingerprint: base.fingerprint.clone(),
         });
         if !student.phase.is_empty() {

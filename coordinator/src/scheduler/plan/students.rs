@@ -2,7 +2,7 @@
 
 use super::cross_encoder::Mined;
 use super::parts::{Race, parts};
-use super::{Base, PlanError, Planner, Trained, derived_seed, mines, sources};
+use super::{Base, PlanError, Planner, Trained, derived_seed, first_alike, mines, phase_seed, sources};
 use retort_common::spec::inputs::ModelFiles;
 use retort_common::spec::{PairScores, PhaseSpec, StudentKind, StudentSpec};
 use retort_common::task::{
@@ -109,7 +109,7 @@ impl Planner<'_, '_> {
                 span: part.span,
                 keeps_state: number + 1 < parts.len(),
                 normalize: self.normalizes(),
-                seed: derived_seed(spec.seed, &student.name, index),
+                seed: phase_seed(spec, student, index),
                 fingerprint: base.fingerprint.clone(),
             });
             race.enter(part, &trained);
@@ -120,7 +120,9 @@ impl Planner<'_, '_> {
                 break;
             }
             if part.ends_period && parts.iter().any(|later| later.period == part.period + 2) {
-                let fresh = self.refresh(base, student, &inputs, &trained, part.period)?;
+                let purpose = format!("mine {}", first_alike(spec, student, index + 1));
+                let seed = derived_seed(spec.seed, &purpose, part.period);
+                let fresh = self.refresh(base, student, &inputs, &trained, seed)?;
                 let step = part.span.map_or(0, |span| span.end);
                 audits.push((format!("{} at step {step}", student.name), fresh.negatives.clone()));
                 mined.push(fresh);
@@ -172,7 +174,7 @@ impl Planner<'_, '_> {
         let text = |text| format!("student {}, phase {}: {text}", student.name, index + 1);
         self.plan.decisions.extend(said.map(text));
         if let Some(step) = race.best_step() {
-            self.plan.best.insert(derived_seed(self.context.spec.seed, &student.name, index), step);
+            self.plan.best.insert(phase_seed(self.context.spec, student, index), step);
         }
     }
 
@@ -209,12 +211,11 @@ impl Planner<'_, '_> {
         student: &StudentSpec,
         inputs: &VectorSet,
         part: &ArtifactId,
-        number: usize,
+        seed: u64,
     ) -> Result<Mined, PlanError> {
         let spec = self.context.spec;
         let vectors = self.student_vectors(base, student, inputs, part);
         let run = self.search_dense(base, &vectors, None, &spec.sets.train, spec.mining.depth);
-        let seed = derived_seed(spec.seed, &format!("mine {}", student.name), number);
         self.mine_runs(base, vec![run], false, seed)
     }
 
