@@ -13,7 +13,7 @@ pub struct EncodeArgs {
     /// Where to write the index: a new or empty folder.
     #[arg(long, value_name = "INDEX_DIR")]
     pub index: PathBuf,
-    /// How passages are kept: vectors, pq-BYTES, opq-BYTES, int8 or binary; quantisers are fitted to these passages.
+    /// How passages are kept: vectors, pq-BYTES, opq-BYTES, residual-BYTES, int8 or binary; quantisers are fitted to these passages.
     #[arg(long, value_name = "HOW", default_value = "vectors")]
     pub keep: String,
     /// Compute threads; as many as cores without it.

@@ -15,6 +15,9 @@ pub struct BaselinesSpec {
     pub pq: Vec<u32>,
     /// Bytes of product quantisers after a learnt rotation.
     pub opq: Vec<u32>,
+    /// Bytes of residual quantisers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub residual: Vec<u32>,
     /// PCA, then a product quantiser: "128x16" for 128 dimensions in 16 bytes.
     pub pca_pq: Vec<ReducedCode>,
     /// PCA, then a rotation and a product quantiser.
@@ -40,6 +43,7 @@ impl Default for BaselinesSpec {
             pca: Vec::new(),
             pq: Vec::new(),
             opq: Vec::new(),
+            residual: Vec::new(),
             pca_pq: Vec::new(),
             pca_opq: Vec::new(),
             int8: false,
@@ -124,6 +128,11 @@ pub enum Method {
         /// Bytes of a code.
         bytes: u32,
     },
+    /// Residual quantisation.
+    Residual {
+        /// Bytes of a code.
+        bytes: u32,
+    },
     /// A byte for each dimension.
     Int8,
     /// A bit for each dimension.
@@ -146,6 +155,8 @@ impl BaselinesSpec {
                 (format!("pca{dim}-{kind}{bytes}"), method)
             }));
         }
+        let residual = |bytes: &u32| (format!("residual-{bytes}"), Method::Residual { bytes: *bytes });
+        rows.extend(self.residual.iter().map(residual));
         rows.extend(self.int8.then(|| ("int8".to_owned(), Method::Int8)));
         rows.extend(self.binary.then(|| ("binary".to_owned(), Method::Binary)));
         rows.extend(self.presets.iter().map(|preset| {
@@ -172,13 +183,12 @@ mod tests {
     fn rows_have_the_names_and_methods_that_were_asked_for() {
         let spec: BaselinesSpec = toml::from_str(
             "pca = [64]\npq = [8]\nopq = [32]\npca_pq = [\"128x16\"]\npca_opq = [\"64x8\"]\nint8 = true\n\
-             binary = true\npresets = [\"DPR-PCA256-PQ2\"]",
+             residual = [16]\nbinary = true\npresets = [\"DPR-PCA256-PQ2\"]",
         )
         .unwrap();
         let names: Vec<_> = spec.rows().into_iter().map(|(name, _)| name).collect();
-        let expected =
-            ["pca-64", "pq-8", "pca128-pq16", "opq-32", "pca64-opq8", "int8", "binary", "DPR-PCA256-PQ2"];
-        assert_eq!(names, expected);
+        let expected = "pca-64 pq-8 pca128-pq16 opq-32 pca64-opq8 residual-16 int8 binary DPR-PCA256-PQ2";
+        assert_eq!(names.join(" "), expected);
         let dpr = Method::Product { pca: Some(256), rotation: false, bytes: 64 };
         assert_eq!(spec.rows().last().unwrap().1, dpr);
         assert_eq!(toml::from_str::<BaselinesSpec>(&toml::to_string(&spec).unwrap()).unwrap(), spec);

@@ -107,6 +107,9 @@ fn check_baselines(spec: &JobSpec, names: &mut BTreeSet<String>) -> Check {
             within(*bytes, 1, LARGEST_DIM, &["baselines", key])?;
         }
     }
+    for bytes in &baselines.residual {
+        within(*bytes, 1, LARGEST_CODE, &["baselines", "residual"])?;
+    }
     for (key, list) in [("pca_pq", &baselines.pca_pq), ("pca_opq", &baselines.pca_opq)] {
         for code in list {
             let path = ["baselines", key];

@@ -272,6 +272,11 @@ pub enum QuantizerMethod {
         /// Whether a rotation is learnt.
         rotation: bool,
     },
+    /// A residual quantiser of this many bytes.
+    Residual {
+        /// Bytes of a code.
+        bytes: u32,
+    },
     /// A byte for each dimension.
     Int8,
     /// A bit for each dimension.

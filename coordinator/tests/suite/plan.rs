@@ -163,7 +163,7 @@ fn a_large_corpus_is_searched_in_groups_and_merged_in_a_tree() {
 fn quantised_baselines_have_their_rows_on_teacher_and_students() {
     let mut spec = sample::full("j", 1);
     spec.baselines = serde_json::from_value(json!({
-        "on": ["teacher", "head"], "pq": [2], "pca_opq": ["2x1"], "int8": true, "binary": true,
+        "on": ["teacher", "head"], "pq": [2], "pca_opq": ["2x1"], "residual": [3], "int8": true, "binary": true,
     }))
     .unwrap();
     retort_common::spec::check(&spec).unwrap();
@@ -182,11 +182,13 @@ fn quantised_baselines_have_their_rows_on_teacher_and_students() {
         ("pca-2", "pca", 8.0, 3),
         ("pq-2", "pq", 2.0, 1),
         ("pca2-opq1", "opq", 1.0, 2),
+        ("residual-3", "residual", 3.0, 1),
         ("int8", "int8", 8.0, 1),
         ("binary", "binary", 1.0, 2),
         ("head", "head", 8.0, 1),
         ("head-pq-2", "pq", 2.0, 1),
         ("head-pca2-opq1", "opq", 1.0, 2),
+        ("head-residual-3", "residual", 3.0, 1),
         ("head-int8", "int8", 2.0, 1),
         ("head-binary", "binary", 1.0, 2),
         ("codes", "quantised", 2.0, 1),

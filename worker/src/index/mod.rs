@@ -12,7 +12,8 @@ pub mod folder;
 
 use crate::fit::kmeans::{MOST_ROWS, ROUNDS, draw};
 use crate::fit::{
-    BinaryQuantizer, Code, Int8Quantizer, ProductQuantizer, Quantizer, QuantizerError, opq, train_opq,
+    BinaryQuantizer, Code, Int8Quantizer, ProductQuantizer, Quantizer, QuantizerError, ResidualQuantizer,
+    opq, train_opq,
 };
 use crate::matrix::Matrix;
 use crate::search::codes::{CodeQueries, CodesError};
@@ -139,6 +140,8 @@ pub enum Keep {
     Pq(usize),
     /// The same after a learnt rotation.
     Opq(usize),
+    /// In this many bytes by residual quantisation.
+    Residual(usize),
     /// A byte for each dimension.
     Int8,
     /// A bit for each dimension.
@@ -149,7 +152,9 @@ impl std::str::FromStr for Keep {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?}: use vectors, pq-BYTES, opq-BYTES, int8 or binary, e.g. opq-32");
+        let wrong = || {
+            format!("{text:?}: use vectors, pq-BYTES, opq-BYTES, residual-BYTES, int8 or binary, e.g. opq-32")
+        };
         let bytes = |text: &str| text.parse::<usize>().ok().filter(|bytes| *bytes > 0).ok_or_else(wrong);
         match text {
             "vectors" => Ok(Keep::Vectors),
@@ -158,6 +163,7 @@ impl std::str::FromStr for Keep {
             _ => match text.split_once('-') {
                 Some(("pq", rest)) => Ok(Keep::Pq(bytes(rest)?)),
                 Some(("opq", rest)) => Ok(Keep::Opq(bytes(rest)?)),
+                Some(("residual", rest)) => Ok(Keep::Residual(bytes(rest)?)),
                 _ => Err(wrong()),
             },
         }
@@ -251,6 +257,9 @@ impl IndexWriter {
             Keep::Opq(bytes) => {
                 let (map, pq) = train_opq(&sample, bytes, opq::ROUNDS, SEED, threads)?;
                 (Some(map), Code::Product(pq))
+            }
+            Keep::Residual(bytes) => {
+                (None, Code::Residual(ResidualQuantizer::train(&sample, bytes, SEED, threads)?))
             }
             Keep::Int8 => (None, Code::Int8(Int8Quantizer::train(&sample)?)),
             Keep::Vectors | Keep::Binary => (None, Code::Binary(BinaryQuantizer::train(&sample)?)),
@@ -420,7 +429,9 @@ mod tests {
 
     #[test]
     fn an_index_finds_its_passages_however_they_are_kept() {
-        for (keep, bytes) in [("vectors", 32), ("pq-4", 4), ("opq-4", 4), ("int8", 8), ("binary", 1)] {
+        for (keep, bytes) in
+            [("vectors", 32), ("pq-4", 4), ("opq-4", 4), ("residual-4", 4), ("int8", 8), ("binary", 1)]
+        {
             let folder = tempfile::tempdir().unwrap();
             let manifest = build(folder.path(), keep.parse().unwrap()).unwrap();
             assert_eq!((manifest.rows, manifest.bytes_per_passage), (300, bytes));
@@ -461,7 +472,7 @@ mod tests {
         let empty = tempfile::tempdir().unwrap();
         let writer = IndexWriter::create(empty.path(), "model", 8).unwrap();
         assert!(matches!(writer.finish(Keep::Vectors, 1), Err(IndexError::NoPassages)));
-        for wrong in ["pq", "pq-0", "opq-x", "int4", ""] {
+        for wrong in ["pq", "pq-0", "opq-x", "residual-0", "int4", ""] {
             assert!(wrong.parse::<Keep>().is_err(), "{wrong}");
         }
     }

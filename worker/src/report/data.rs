@@ -64,6 +64,8 @@ pub enum Kind {
     Pq,
     /// Product quantisation after a learnt rotation.
     Opq,
+    /// Residual quantisation.
+    Residual,
     /// One signed byte for each dimension.
     Int8,
     /// One bit for each dimension.
@@ -74,7 +76,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order in which reports show them.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Teacher,
         Kind::Head,
         Kind::Encoder,
@@ -82,6 +84,7 @@ impl Kind {
         Kind::Pca,
         Kind::Pq,
         Kind::Opq,
+        Kind::Residual,
         Kind::Int8,
         Kind::Binary,
         Kind::Bm25,
@@ -97,6 +100,7 @@ impl Kind {
             Kind::Pca => "pca",
             Kind::Pq => "pq",
             Kind::Opq => "opq",
+            Kind::Residual => "residual",
             Kind::Int8 => "int8",
             Kind::Binary => "binary",
             Kind::Bm25 => "bm25",

@@ -5,7 +5,8 @@ use super::fit::load_pca;
 use super::quantize::coded;
 use crate::fit::kmeans::{MOST_ROWS, ROUNDS, draw};
 use crate::fit::{
-    AffineMap, BinaryQuantizer, Code, Codes, Int8Quantizer, ProductQuantizer, Quantizer, opq, train_opq,
+    AffineMap, BinaryQuantizer, Code, Codes, Int8Quantizer, ProductQuantizer, Quantizer, ResidualQuantizer,
+    opq, train_opq,
 };
 use crate::matrix::Matrix;
 use crate::vectors::{read_codes, read_vectors, write_codes};
@@ -79,6 +80,10 @@ fn quantizer(
             let trained = train_opq(vectors, bytes as usize, opq::ROUNDS, seed, threads);
             let (rotation, pq) = trained.map_err(TaskError::input)?;
             (Some(after(reduce, rotation)?), Code::Product(pq))
+        }
+        QuantizerMethod::Residual { bytes } => {
+            let trained = ResidualQuantizer::train(vectors, bytes as usize, seed, threads);
+            (reduce, Code::Residual(trained.map_err(TaskError::input)?))
         }
         QuantizerMethod::Int8 => {
             (reduce, Code::Int8(Int8Quantizer::train(vectors).map_err(TaskError::input)?))
@@ -158,6 +163,7 @@ mod tests {
         check(None, product(4, true), 4);
         check(Some(8), product(4, false), 4);
         check(Some(8), product(4, true), 4);
+        check(None, QuantizerMethod::Residual { bytes: 4 }, 4);
         check(None, QuantizerMethod::Int8, 12);
         check(None, QuantizerMethod::Binary, 2);
         assert!(quantizer(&sample, None, product(5, false), 1, 1).is_err());

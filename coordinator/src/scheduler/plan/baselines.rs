@@ -92,6 +92,10 @@ impl Planner<'_, '_> {
                     })
                     .into()
             }
+            Method::Residual { bytes } => {
+                let method = QuantizerMethod::Residual { bytes };
+                vec![self.codes_variant(base, source, (&name, ""), None, method, false)]
+            }
             Method::Int8 => {
                 vec![self.codes_variant(base, source, (&name, ""), None, QuantizerMethod::Int8, false)]
             }
@@ -106,6 +110,7 @@ impl Planner<'_, '_> {
             Method::Product { pca, rotation, bytes } => {
                 (if rotation { "opq" } else { "pq" }, pca.unwrap_or(source.dim), f64::from(bytes))
             }
+            Method::Residual { bytes } => ("residual", source.dim, f64::from(bytes)),
             Method::Int8 => ("int8", source.dim, f64::from(source.dim)),
             Method::Binary => ("binary", source.dim, f64::from(source.dim.div_ceil(8))),
         };
@@ -207,9 +212,10 @@ fn check(row: &str, method: Method, dim: u32, passages: u64) -> Result<(), PlanE
         if bytes == 0 || !dim.is_multiple_of(bytes) {
             return fail(format!("{bytes} sub-quantisers do not divide {dim} dimensions; take a divisor"));
         }
-        if passages < CENTROIDS {
-            return fail(format!("{passages} passages cannot train 256 centroids; leave it out"));
-        }
+    }
+    let has_codebooks = matches!(method, Method::Product { .. } | Method::Residual { .. });
+    if has_codebooks && passages < CENTROIDS {
+        return fail(format!("{passages} passages cannot train 256 centroids; leave it out"));
     }
     Ok(())
 }

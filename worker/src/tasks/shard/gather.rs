@@ -286,3 +286,33 @@ pub fn describe(bench: &Workbench<'_>, data: &DataFile, line: u64, key: PassageK
     });
     found.unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_score_of_a_pair_counts_whichever_record_brings_it() {
+        let candidate =
+            |id: &str, score| Candidate { id: Some(id.to_owned()), score, ..Candidate::default() };
+        let example = |positive, negative| Example {
+            question: Question { id: Some("q".to_owned()), ..Question::default() },
+            merges: true,
+            positives: vec![candidate("right", positive)],
+            negatives: vec![candidate("wrong", negative)],
+        };
+        let mut gathered = Gathered { sets: vec!["train"], ..Gathered::default() };
+        for (line, (positive, negative)) in
+            [(None, Some(1.0)), (Some(5.0), Some(2.0)), (Some(6.0), None)].into_iter().enumerate()
+        {
+            let place = Place { file: 0, line: line as u64 };
+            let record = Record::Example(Box::new(example(positive, negative)));
+            gathered.add(0, place, record, line as u64 + 1).unwrap();
+        }
+        let judged: Vec<_> =
+            gathered.judged.values().map(|judged| (judged.place.line, judged.score)).collect();
+        assert_eq!(judged, [(0, Some(5.0))]);
+        let given: Vec<_> = gathered.given[&0].iter().map(|given| (given.place.line, given.score)).collect();
+        assert_eq!(given, [(0, Some(1.0))]);
+    }
+}
