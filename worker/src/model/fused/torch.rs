@@ -147,9 +147,7 @@ impl EncoderGradients for LibTorch {
     fn norm_gradients(sum: TchTensor, scale: TchTensor, epsilon: f64, d: TchTensor) -> [TchTensor; 3] {
         let (sum, d) = (sum.tensor, d.tensor);
         let width = sum.size()[1];
-        let unit = sum.layer_norm([width], None::<&Tensor>, None::<&Tensor>, epsilon, true);
-        let variance = sum.var_dim([1i64].as_slice(), false, true);
-        let inverse = (variance + epsilon).rsqrt();
+        let (unit, _, inverse) = sum.native_layer_norm([width], None::<&Tensor>, None::<&Tensor>, epsilon);
         let rows = [0i64];
         let by_shift = d.sum_dim_intlist(rows.as_slice(), false, None::<Kind>);
         let by_scale = (&d * &unit).sum_dim_intlist(rows.as_slice(), false, None::<Kind>);
