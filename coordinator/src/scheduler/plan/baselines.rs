@@ -72,8 +72,7 @@ impl Planner<'_, '_> {
         let variants = match method {
             Method::Pca { dim } => self.pca_variants(base, source, &name, dim),
             Method::Product { pca: None, rotation, bytes } => {
-                let method = QuantizerMethod::Product { bytes, rotation };
-                vec![self.codes_variant(base, source, (&name, ""), None, method, false)]
+                self.codebook_variants(base, source, &name, QuantizerMethod::Product { bytes, rotation })
             }
             Method::Product { pca: Some(dim), rotation, bytes } => {
                 let (method, pca) =
@@ -93,8 +92,7 @@ impl Planner<'_, '_> {
                     .into()
             }
             Method::Residual { bytes } => {
-                let method = QuantizerMethod::Residual { bytes };
-                vec![self.codes_variant(base, source, (&name, ""), None, method, false)]
+                self.codebook_variants(base, source, &name, QuantizerMethod::Residual { bytes })
             }
             Method::Int8 => {
                 vec![self.codes_variant(base, source, (&name, ""), None, QuantizerMethod::Int8, false)]
@@ -133,6 +131,51 @@ impl Planner<'_, '_> {
         variants
     }
 
+    /// Codes as they are, and, where vectors have unit length, what they stand for at unit length: quantised students are
+    /// scored so, too.
+    fn codebook_variants(
+        &mut self,
+        base: &Base,
+        source: &Source<'_>,
+        name: &str,
+        method: QuantizerMethod,
+    ) -> Vec<RowVariant> {
+        let spec = self.context.spec;
+        let mut variants = vec![self.codes_variant(base, source, (name, ""), None, method, false)];
+        if self.normalizes() {
+            let quantizer = self.fit_baseline(base, source, None, method);
+            let quantize = |vectors: &ArtifactId| Task::Quantize {
+                quantizer: quantizer.clone(),
+                vectors: vectors.clone(),
+                normalize: true,
+                fingerprint: base.fingerprint.clone(),
+            };
+            let passages =
+                source.vectors.passages.iter().map(|vectors| self.add(quantize(vectors))).collect();
+            let vectors = VectorSet { passages, ..source.vectors.clone() };
+            let run = self.search_dense(base, &vectors, None, &spec.sets.judged(), spec.evaluate.depth);
+            let dense = DenseSource { vectors, reduce: None, codes: None };
+            variants.push(self.variant(base, name, "renormalised", run, Some(dense)));
+        }
+        variants
+    }
+
+    fn fit_baseline(
+        &mut self,
+        base: &Base,
+        source: &Source<'_>,
+        reduce: Option<PcaReduction>,
+        method: QuantizerMethod,
+    ) -> ArtifactId {
+        self.add(Task::FitBaseline {
+            vectors: source.vectors.passages.clone(),
+            reduce,
+            method,
+            seed: derived_seed(self.context.spec.seed, "quantizer", 0),
+            fingerprint: base.fingerprint.clone(),
+        })
+    }
+
     fn codes_variant(
         &mut self,
         base: &Base,
@@ -142,16 +185,8 @@ impl Planner<'_, '_> {
         method: QuantizerMethod,
         hamming: bool,
     ) -> RowVariant {
-        let spec = self.context.spec;
-        let fingerprint = &base.fingerprint;
-        let quantizer = self.add(Task::FitBaseline {
-            vectors: source.vectors.passages.clone(),
-            reduce,
-            method,
-            seed: derived_seed(spec.seed, "quantizer", 0),
-            fingerprint: fingerprint.clone(),
-        });
-        let codes = self.encode_codes(&quantizer, &source.vectors.passages, fingerprint);
+        let quantizer = self.fit_baseline(base, source, reduce, method);
+        let codes = self.encode_codes(&quantizer, &source.vectors.passages, &base.fingerprint);
         let run = self.search_codes(base, &source.vectors.queries, &quantizer, &codes, hamming);
         let dense = DenseSource {
             vectors: source.vectors.clone(),
