@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes a virtual environment with the Python oracles (ir-measures, faiss,
+# Makes a virtual environment with the Python oracles (ir-measures, faiss, bm25s,
 # PyTorch on the CPU, transformers, sentence-transformers) from pip's index.
 # usage: setup.sh VENV_DIR      needs Python 3.11, cc and binutils
 set -eu
@@ -10,4 +10,4 @@ here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 "$venv/bin/python" -m pip install --quiet --no-deps -r "$here/requirements.txt"
 site_packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 "$venv/bin/python" "$here/make_stubs.py" "$site_packages"
-"$venv/bin/python" -c 'import faiss, ir_measures, sentence_transformers, torch; print("torch", torch.__version__)'
+"$venv/bin/python" -c 'import bm25s, faiss, ir_measures, sentence_transformers, torch; print("torch", torch.__version__)'

@@ -3,7 +3,7 @@
 //!
 //! `search_peer FOLDER DIM THREADS` reads passages.f32 and queries.f32 (little-endian rows of DIM values), docs.txt and
 //! questions.txt. Every command prints one JSON object with the seconds that it took; ranked lists go to
-//! FOLDER/COMMAND.u64, K rows for each question.
+//! FOLDER/COMMAND.u64, K rows for each question. Training commands take a seed as their last number, 1 without.
 
 #![allow(clippy::print_stdout, reason = "its output is its purpose")]
 
@@ -67,6 +67,7 @@ impl Peer {
     fn run(&mut self, words: &[&str]) -> Outcome<Option<Vec<Vec<Hit>>>> {
         let number =
             |at: usize| -> Outcome<usize> { Ok(words.get(at).ok_or("a number is missing")?.parse()?) };
+        let seed = |at: usize| -> Outcome<u64> { Ok(words.get(at).map_or(Ok(1), |word| word.parse())?) };
         match words {
             ["flat", ..] => self.flat(&self.queries, &self.passages, number(1)?).map(Some),
             ["pca", ..] => {
@@ -76,23 +77,23 @@ impl Peer {
                 self.flat(&queries, &passages, number(1)?).map(Some)
             }
             ["pq-train", ..] => {
-                let pq = self.train_pq(&self.sample(), number(1)?)?;
+                let pq = self.train_pq(&self.sample(), number(1)?, seed(2)?)?;
                 self.quantizer = Some(Quantizer { map: None, code: Code::Product(pq) });
                 Ok(None)
             }
             ["opq-train", ..] => {
-                let (map, pq) = train_opq(&self.sample(), number(1)?, opq::ROUNDS, 1, self.threads)?;
+                let (map, pq) = train_opq(&self.sample(), number(1)?, opq::ROUNDS, seed(2)?, self.threads)?;
                 self.quantizer = Some(Quantizer { map: Some(map), code: Code::Product(pq) });
                 Ok(None)
             }
             ["pca-pq-train", ..] => {
                 let map = self.pca(number(1)?)?;
-                let pq = self.train_pq(&map.apply(&self.sample(), self.threads), number(2)?)?;
+                let pq = self.train_pq(&map.apply(&self.sample(), self.threads), number(2)?, seed(3)?)?;
                 self.quantizer = Some(Quantizer { map: Some(map), code: Code::Product(pq) });
                 Ok(None)
             }
             ["residual-train", ..] => {
-                let residual = ResidualQuantizer::train(&self.sample(), number(1)?, 1, self.threads)?;
+                let residual = ResidualQuantizer::train(&self.sample(), number(1)?, seed(2)?, self.threads)?;
                 self.quantizer = Some(Quantizer { map: None, code: Code::Residual(residual) });
                 Ok(None)
             }
@@ -163,8 +164,8 @@ impl Peer {
         Ok(sums.finish()?.map(dims, false, false)?)
     }
 
-    fn train_pq(&self, vectors: &Matrix, bytes: usize) -> Outcome<ProductQuantizer> {
-        Ok(ProductQuantizer::train(vectors, bytes, None, ROUNDS, 1, self.threads)?)
+    fn train_pq(&self, vectors: &Matrix, bytes: usize, seed: u64) -> Outcome<ProductQuantizer> {
+        Ok(ProductQuantizer::train(vectors, bytes, None, ROUNDS, seed, self.threads)?)
     }
 
     fn quantizer(&self) -> Outcome<&Quantizer> {
