@@ -72,34 +72,30 @@ impl Planner<'_, '_> {
         let variants = match method {
             Method::Pca { dim } => self.pca_variants(base, source, &name, dim),
             Method::Product { pca: None, rotation, bytes } => {
-                self.codebook_variants(base, source, &name, QuantizerMethod::Product { bytes, rotation })
+                let method = QuantizerMethod::Product { bytes, rotation };
+                self.codebook_variants(base, source, &name, (None, method))
             }
             Method::Product { pca: Some(dim), rotation, bytes } => {
-                let (method, pca) =
-                    (QuantizerMethod::Product { bytes, rotation }, self.fit_pca(base, source.vectors));
+                let method = QuantizerMethod::Product { bytes, rotation };
+                let pca = self.fit_pca(base, source.vectors);
                 let reduce = |renormalize| PcaReduction { pca: pca.clone(), dim, whiten: false, renormalize };
-                [("centred", false), ("renormalised", true)]
-                    .map(|(variant, renormalize)| {
-                        self.codes_variant(
-                            base,
-                            source,
-                            (&name, variant),
-                            Some(reduce(renormalize)),
-                            method,
-                            false,
-                        )
-                    })
-                    .into()
+                let mut variants = self.codebook_variants(base, source, &name, (Some(reduce(false)), method));
+                let renormalised = (Some(reduce(true)), method);
+                variants.push(self.codes_variant(base, source, (&name, "renormalised"), renormalised, false));
+                variants
             }
             Method::Residual { bytes } => {
-                self.codebook_variants(base, source, &name, QuantizerMethod::Residual { bytes })
+                let method = QuantizerMethod::Residual { bytes };
+                self.codebook_variants(base, source, &name, (None, method))
             }
             Method::Int8 => {
-                vec![self.codes_variant(base, source, (&name, ""), None, QuantizerMethod::Int8, false)]
+                let method = (None, QuantizerMethod::Int8);
+                vec![self.codes_variant(base, source, (&name, ""), method, false)]
             }
             Method::Binary => [("asymmetric", false), ("hamming", true)]
                 .map(|(variant, hamming)| {
-                    self.codes_variant(base, source, (&name, variant), None, QuantizerMethod::Binary, hamming)
+                    let method = (None, QuantizerMethod::Binary);
+                    self.codes_variant(base, source, (&name, variant), method, hamming)
                 })
                 .into(),
         };
@@ -138,12 +134,13 @@ impl Planner<'_, '_> {
         base: &Base,
         source: &Source<'_>,
         name: &str,
-        method: QuantizerMethod,
+        fitted: (Option<PcaReduction>, QuantizerMethod),
     ) -> Vec<RowVariant> {
         let spec = self.context.spec;
-        let mut variants = vec![self.codes_variant(base, source, (name, ""), None, method, false)];
+        let plain = if fitted.0.is_some() { "centred" } else { "" };
+        let mut variants = vec![self.codes_variant(base, source, (name, plain), fitted.clone(), false)];
         if self.normalizes() {
-            let quantizer = self.fit_baseline(base, source, None, method);
+            let quantizer = self.fit_baseline(base, source, fitted);
             let quantize = |vectors: &ArtifactId| Task::Quantize {
                 quantizer: quantizer.clone(),
                 vectors: vectors.clone(),
@@ -155,7 +152,7 @@ impl Planner<'_, '_> {
             let vectors = VectorSet { passages, ..source.vectors.clone() };
             let run = self.search_dense(base, &vectors, None, &spec.sets.judged(), spec.evaluate.depth);
             let dense = DenseSource { vectors, reduce: None, codes: None };
-            variants.push(self.variant(base, name, "renormalised", run, Some(dense)));
+            variants.push(self.variant(base, name, "unit length", run, Some(dense)));
         }
         variants
     }
@@ -164,8 +161,7 @@ impl Planner<'_, '_> {
         &mut self,
         base: &Base,
         source: &Source<'_>,
-        reduce: Option<PcaReduction>,
-        method: QuantizerMethod,
+        (reduce, method): (Option<PcaReduction>, QuantizerMethod),
     ) -> ArtifactId {
         self.add(Task::FitBaseline {
             vectors: source.vectors.passages.clone(),
@@ -181,11 +177,10 @@ impl Planner<'_, '_> {
         base: &Base,
         source: &Source<'_>,
         (row, variant): (&str, &str),
-        reduce: Option<PcaReduction>,
-        method: QuantizerMethod,
+        fitted: (Option<PcaReduction>, QuantizerMethod),
         hamming: bool,
     ) -> RowVariant {
-        let quantizer = self.fit_baseline(base, source, reduce, method);
+        let quantizer = self.fit_baseline(base, source, fitted);
         let codes = self.encode_codes(&quantizer, &source.vectors.passages, &base.fingerprint);
         let run = self.search_codes(base, &source.vectors.queries, &quantizer, &codes, hamming);
         let dense = DenseSource {
