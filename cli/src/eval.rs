@@ -12,6 +12,7 @@ use retort_worker::metrics::qrels::Qrels;
 use retort_worker::metrics::results::read_results;
 use retort_worker::metrics::run::Run;
 use retort_worker::metrics::significance::{bootstrap_interval, randomization_test};
+use retort_worker::report::format::counted;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::Read;
@@ -57,7 +58,7 @@ pub fn eval(args: &EvalArgs) -> anyhow::Result<Exit> {
         }))?,
         Format::Table | Format::Wide => {
             output::line(&table(&rows, other.is_some()))?;
-            eprintln!("{} questions", own.questions.len());
+            eprintln!("{}", counted(own.questions.len() as u64, "question"));
             own.notes.iter().for_each(|note| eprintln!("note: {note}"));
         }
     }
@@ -183,19 +184,23 @@ fn judged(args: &EvalArgs, path: &Path, run: &Run) -> anyhow::Result<Values> {
     );
     let evaluation = evaluate(&judgements, run, &metrics);
     let mut notes = Vec::new();
-    let mut note = |count: usize, text: &str| {
+    let mut note = |count: usize, noun: &str, text: &str| {
         if count > 0 {
-            notes.push(format!("{count} {text}"));
+            notes.push(format!("{} {text}", counted(count as u64, noun)));
         }
     };
-    note(evaluation.missing, "judged questions are not in the run; each counts as zero");
+    note(evaluation.missing, "judged question", "missing from the run: counted as zero");
     let unjudged = run.iter().filter(|(query, _)| judgements.judgements(query).is_none()).count();
-    note(unjudged, "questions of the run are not judged and left out");
+    note(unjudged, "question", "of the run without judgements: left out");
     let without = judgements.iter().filter(|(_, grades)| grades.values().all(|grade| *grade <= 0)).count();
-    note(without, "questions have no relevant document; each counts as zero");
+    note(without, "question", "without a relevant document: counted as zero");
     let tied =
         run.iter().filter(|(_, documents)| documents.windows(2).any(|pair| pair[0].score == pair[1].score));
-    note(tied.count(), "questions have documents of equal scores, ordered by id descending as in trec_eval");
+    note(
+        tied.count(),
+        "question",
+        "with documents of equal scores: ordered by id descending, as in trec_eval",
+    );
     let longest = run.iter().map(|(_, documents)| documents.len()).max().unwrap_or(0);
     for metric in &metrics {
         if let Some(cutoff) = metric.cutoff().filter(|cutoff| *cutoff as usize > longest) {
@@ -246,9 +251,8 @@ fn answered(args: &EvalArgs, path: &Path) -> anyhow::Result<Values> {
     let short = questions.iter().filter(|question| question.listed < longest).count();
     let mut notes = Vec::new();
     if short > 0 {
-        notes.push(format!(
-            "{short} questions have fewer than the {longest} passages that the longest list has"
-        ));
+        let questions = counted(short as u64, "question");
+        notes.push(format!("{questions} with fewer than the {longest} passages that the longest list has"));
     }
     let row = |(number, question): (usize, retort_worker::metrics::results::AnsweredQuestion)| {
         let hit = |cutoff: &usize| f64::from(u8::from(question.first.is_some_and(|first| first < *cutoff)));

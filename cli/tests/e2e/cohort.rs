@@ -2,8 +2,8 @@
 
 use crate::fixture;
 use crate::support::{Cluster, Home, finished, signal, until};
-use serde_json::Value;
-use std::collections::BTreeSet;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -184,4 +184,33 @@ fn a_paused_job_goes_on_with_other_workers_and_the_same_weights() {
     let finals: BTreeSet<_> = finals.map(|one| one["weights_sha256"].as_str().unwrap().to_owned()).collect();
     assert_eq!(&finals, alone());
     cluster.check(&format!("resume {id}"), 1, &["has ended"]);
+}
+
+#[test]
+fn a_training_that_two_students_share_is_told_of_under_both() {
+    // head-8 once more, with another phase behind the one that both have.
+    let spec = spec(1);
+    let heads = spec.split("[[student]]").nth(1).unwrap();
+    let (settings, phase) = heads.split_once("[[student.phase]]").unwrap();
+    let twin =
+        format!("{settings}[[student.phase]]{phase}[[student.phase]]{phase}").replace("head-8", "twin-8");
+    let (cluster, id) = with_job(&format!("{spec}\n[[student]]{twin}"), &["w1", "w2"]);
+    let points = |flags: &str| -> BTreeMap<(String, u64), Vec<Value>> {
+        let lines = cluster.retort(&format!("metrics {id} -o jsonl{flags}")).expect(0, &[]).stdout;
+        let mut points: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for line in lines.lines() {
+            let point: Value = serde_json::from_str(line).unwrap();
+            let key = (point["student"].as_str().unwrap().to_owned(), point["phase"].as_u64().unwrap());
+            points.entry(key).or_default().push(json!([point["task"], point["step"], point["loss"]]));
+        }
+        points
+    };
+    // While it goes on, to its end, and from the beginning once it has ended.
+    for flags in [" --follow", ""] {
+        let points = points(flags);
+        let of = |student: &str, phase| &points[&(student.to_owned(), phase)];
+        assert_eq!(of("head-8", 1), of("twin-8", 1));
+        assert_eq!((of("twin-8", 1).len(), of("twin-8", 2).len()), (6, 6));
+        assert_ne!(of("twin-8", 1)[0][0], of("twin-8", 2)[0][0]);
+    }
 }
