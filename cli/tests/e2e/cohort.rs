@@ -208,7 +208,10 @@ fn a_training_that_two_students_share_is_told_of_under_both() {
     // While it goes on, to its end, and from the beginning once it has ended.
     for flags in [" --follow", ""] {
         let points = points(flags);
-        let of = |student: &str, phase| &points[&(student.to_owned(), phase)];
+        let of = |student: &str, phase| match points.get(&(student.to_owned(), phase)) {
+            Some(points) => points,
+            None => panic!("nothing of {student}, phase {phase}, of {:?}", points.keys()),
+        };
         assert_eq!(of("head-8", 1), of("twin-8", 1));
         assert_eq!((of("twin-8", 1).len(), of("twin-8", 2).len()), (6, 6));
         assert_ne!(of("twin-8", 1)[0][0], of("twin-8", 2)[0][0]);

@@ -33,8 +33,8 @@ pub struct Steps {
     request: proto::MetricsRequest,
     stream: Option<Streaming<proto::MetricsResponse>>,
     retry: Retry,
-    /// The last step that was returned of each training's lineages.
-    returned: BTreeMap<(String, String), u64>,
+    /// The last step that was returned of each training's lineages, student by student: they may share a training.
+    returned: BTreeMap<(String, String, String), u64>,
     ended: bool,
 }
 
@@ -68,7 +68,8 @@ impl Steps {
 
     /// A new connection begins with the first step again.
     fn is_new(&mut self, step: &StepView) -> bool {
-        let last = self.returned.entry((step.task.clone(), step.lineage.clone())).or_default();
+        let key = (step.student.clone(), step.task.clone(), step.lineage.clone());
+        let last = self.returned.entry(key).or_default();
         let new = step.point.step > *last;
         *last = step.point.step.max(*last);
         new
