@@ -339,7 +339,7 @@ pub struct ReportRow {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RowVariant {
-    /// E.g. "centred"; empty where there is one.
+    /// E.g. "centred", one word; empty where there is one.
     pub name: String,
     /// Its metrics.
     pub evaluation: ArtifactId,

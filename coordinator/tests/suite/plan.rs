@@ -173,6 +173,9 @@ fn quantised_baselines_have_their_rows_on_teacher_and_students() {
     };
     let tasks = whole_plan(&spec, "a", &meta).unwrap().pop().unwrap().tasks;
     let Some(Task::Report { rows, .. }) = tasks.last() else { panic!("no report") };
+    // Names of rows and variants are the tags of TREC runs, whose columns spaces part.
+    let mut variants = rows.iter().flat_map(|row| &row.variants);
+    assert!(variants.all(|variant| !variant.name.contains(char::is_whitespace)));
     let rows: Vec<_> = rows
         .iter()
         .map(|row| (row.name.as_str(), row.kind.as_str(), row.bytes_per_passage, row.variants.len()))

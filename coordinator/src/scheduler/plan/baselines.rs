@@ -152,7 +152,7 @@ impl Planner<'_, '_> {
             let vectors = VectorSet { passages, ..source.vectors.clone() };
             let run = self.search_dense(base, &vectors, None, &spec.sets.judged(), spec.evaluate.depth);
             let dense = DenseSource { vectors, reduce: None, codes: None };
-            variants.push(self.variant(base, name, "unit length", run, Some(dense)));
+            variants.push(self.variant(base, name, "unit-length", run, Some(dense)));
         }
         variants
     }
