@@ -128,7 +128,7 @@ impl Planner<'_, '_> {
     }
 
     /// Codes as they are, and, where vectors have unit length, what they stand for at unit length: quantised students are
-    /// scored so, too.
+    /// scored so, too. What a code after PCA stands for is led back through the map first, so that it may not renormalise.
     fn codebook_variants(
         &mut self,
         base: &Base,
