@@ -3,7 +3,9 @@
 use crate::sample;
 use retort_common::ids::{Digest, TaskId};
 use retort_common::spec::{CodeKind, JobSpec, MiningSource, StudentSpec};
-use retort_common::task::{ArtifactId, Encoder, Retriever, Side, Signal, Stage, StudentStart, Task};
+use retort_common::task::{
+    ArtifactId, Encoder, QuantizerMethod, Retriever, Side, Signal, Stage, StudentStart, Task,
+};
 use retort_coordinator::scheduler::plan::{Plan, PlanContext, PlanError, plan};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -199,6 +201,22 @@ fn quantised_baselines_have_their_rows_on_teacher_and_students() {
         ("bm25", "bm25", 16.0, 1),
     ];
     assert_eq!(rows, expected);
+    // What codes of passages stand for at unit length, of centred PCA alone.
+    let at_unit_length = |fitted: &Task| {
+        let by =
+            |task: &&Task| matches!(task, Task::Quantize { quantizer, .. } if *quantizer == fitted.output());
+        let mut quantized = tasks.iter().filter(by).peekable();
+        let any = quantized.peek().is_some();
+        assert!(quantized.all(|task| matches!(task, Task::Quantize { normalize: true, .. })));
+        any
+    };
+    for task in &tasks {
+        let Task::FitBaseline { reduce, method, .. } = task else { continue };
+        let has_codebooks =
+            matches!(method, QuantizerMethod::Product { .. } | QuantizerMethod::Residual { .. });
+        let renormalizes = reduce.as_ref().is_some_and(|reduce| reduce.renormalize);
+        assert_eq!(at_unit_length(task), has_codebooks && !renormalizes, "{task:?}");
+    }
     spec.baselines.pq = vec![3];
     let error = whole_plan(&spec, "a", &meta).unwrap_err().to_string();
     assert!(error.contains("pq-3: 3 sub-quantisers do not divide 8 dimensions"), "{error}");

@@ -72,32 +72,43 @@ impl Planner<'_, '_> {
         let variants = match method {
             Method::Pca { dim } => self.pca_variants(base, source, &name, dim),
             Method::Product { pca: None, rotation, bytes } => {
-                let method = QuantizerMethod::Product { bytes, rotation };
-                self.codebook_variants(base, source, &name, (None, method))
+                let quantizer =
+                    self.fit_baseline(base, source, None, QuantizerMethod::Product { bytes, rotation });
+                self.codebook_variants(base, source, (&name, ""), &quantizer)
             }
             Method::Product { pca: Some(dim), rotation, bytes } => {
-                let method = QuantizerMethod::Product { bytes, rotation };
                 let pca = self.fit_pca(base, source.vectors);
-                let reduce = |renormalize| PcaReduction { pca: pca.clone(), dim, whiten: false, renormalize };
-                let mut variants = self.codebook_variants(base, source, &name, (Some(reduce(false)), method));
-                let renormalised = (Some(reduce(true)), method);
-                variants.push(self.codes_variant(base, source, (&name, "renormalised"), renormalised, false));
+                let [centred, renormalised] = [false, true].map(|renormalize| {
+                    let reduce = PcaReduction { pca: pca.clone(), dim, whiten: false, renormalize };
+                    let method = QuantizerMethod::Product { bytes, rotation };
+                    self.fit_baseline(base, source, Some(reduce), method)
+                });
+                let mut variants = self.codebook_variants(base, source, (&name, "centred"), &centred);
+                variants.push(self.codes_variant(
+                    base,
+                    source,
+                    (&name, "renormalised"),
+                    &renormalised,
+                    false,
+                ));
                 variants
             }
             Method::Residual { bytes } => {
-                let method = QuantizerMethod::Residual { bytes };
-                self.codebook_variants(base, source, &name, (None, method))
+                let quantizer = self.fit_baseline(base, source, None, QuantizerMethod::Residual { bytes });
+                self.codebook_variants(base, source, (&name, ""), &quantizer)
             }
             Method::Int8 => {
-                let method = (None, QuantizerMethod::Int8);
-                vec![self.codes_variant(base, source, (&name, ""), method, false)]
+                let quantizer = self.fit_baseline(base, source, None, QuantizerMethod::Int8);
+                vec![self.codes_variant(base, source, (&name, ""), &quantizer, false)]
             }
-            Method::Binary => [("asymmetric", false), ("hamming", true)]
-                .map(|(variant, hamming)| {
-                    let method = (None, QuantizerMethod::Binary);
-                    self.codes_variant(base, source, (&name, variant), method, hamming)
-                })
-                .into(),
+            Method::Binary => {
+                let quantizer = self.fit_baseline(base, source, None, QuantizerMethod::Binary);
+                [("asymmetric", false), ("hamming", true)]
+                    .map(|(variant, hamming)| {
+                        self.codes_variant(base, source, (&name, variant), &quantizer, hamming)
+                    })
+                    .into()
+            }
         };
         let (kind, dim, bytes) = match method {
             Method::Pca { dim } => ("pca", dim, 4.0 * f64::from(dim)),
@@ -133,26 +144,17 @@ impl Planner<'_, '_> {
         &mut self,
         base: &Base,
         source: &Source<'_>,
-        name: &str,
-        fitted: (Option<PcaReduction>, QuantizerMethod),
+        (row, plain): (&str, &str),
+        quantizer: &ArtifactId,
     ) -> Vec<RowVariant> {
         let spec = self.context.spec;
-        let plain = if fitted.0.is_some() { "centred" } else { "" };
-        let mut variants = vec![self.codes_variant(base, source, (name, plain), fitted.clone(), false)];
+        let mut variants = vec![self.codes_variant(base, source, (row, plain), quantizer, false)];
         if self.normalizes() {
-            let quantizer = self.fit_baseline(base, source, fitted);
-            let quantize = |vectors: &ArtifactId| Task::Quantize {
-                quantizer: quantizer.clone(),
-                vectors: vectors.clone(),
-                normalize: true,
-                fingerprint: base.fingerprint.clone(),
-            };
-            let passages =
-                source.vectors.passages.iter().map(|vectors| self.add(quantize(vectors))).collect();
+            let passages = self.quantize(quantizer, &source.vectors.passages, true, &base.fingerprint);
             let vectors = VectorSet { passages, ..source.vectors.clone() };
             let run = self.search_dense(base, &vectors, None, &spec.sets.judged(), spec.evaluate.depth);
             let dense = DenseSource { vectors, reduce: None, codes: None };
-            variants.push(self.variant(base, name, "unit-length", run, Some(dense)));
+            variants.push(self.variant(base, row, "unit-length", run, Some(dense)));
         }
         variants
     }
@@ -161,7 +163,8 @@ impl Planner<'_, '_> {
         &mut self,
         base: &Base,
         source: &Source<'_>,
-        (reduce, method): (Option<PcaReduction>, QuantizerMethod),
+        reduce: Option<PcaReduction>,
+        method: QuantizerMethod,
     ) -> ArtifactId {
         self.add(Task::FitBaseline {
             vectors: source.vectors.passages.clone(),
@@ -177,18 +180,34 @@ impl Planner<'_, '_> {
         base: &Base,
         source: &Source<'_>,
         (row, variant): (&str, &str),
-        fitted: (Option<PcaReduction>, QuantizerMethod),
+        quantizer: &ArtifactId,
         hamming: bool,
     ) -> RowVariant {
-        let quantizer = self.fit_baseline(base, source, fitted);
-        let codes = self.encode_codes(&quantizer, &source.vectors.passages, &base.fingerprint);
-        let run = self.search_codes(base, &source.vectors.queries, &quantizer, &codes, hamming);
+        let codes = self.encode_codes(quantizer, &source.vectors.passages, &base.fingerprint);
+        let run = self.search_codes(base, &source.vectors.queries, quantizer, &codes, hamming);
         let dense = DenseSource {
             vectors: source.vectors.clone(),
             reduce: None,
-            codes: Some(CodesSource { quantizer, codes, hamming }),
+            codes: Some(CodesSource { quantizer: quantizer.clone(), codes, hamming }),
         };
         self.variant(base, row, variant, run, Some(dense))
+    }
+
+    /// What the codes of passages stand for, shard by shard; with `normalize` at unit length.
+    pub(super) fn quantize(
+        &mut self,
+        quantizer: &ArtifactId,
+        passages: &[ArtifactId],
+        normalize: bool,
+        fingerprint: &str,
+    ) -> Vec<ArtifactId> {
+        let task = |vectors: &ArtifactId| Task::Quantize {
+            quantizer: quantizer.clone(),
+            vectors: vectors.clone(),
+            normalize,
+            fingerprint: fingerprint.to_owned(),
+        };
+        passages.iter().map(|vectors| self.add(task(vectors))).collect()
     }
 
     /// Codes of vectors, shard by shard.

@@ -47,15 +47,7 @@ impl Planner<'_, '_> {
             return Ok(Some(Trained { export, bytes: Some(bytes), ..trained }));
         }
         let normalize = self.normalizes();
-        let mut quantize = |vectors: &ArtifactId| {
-            self.add(Task::Quantize {
-                quantizer: quantizer.clone(),
-                vectors: vectors.clone(),
-                normalize,
-                fingerprint: base.fingerprint.clone(),
-            })
-        };
-        let passages = vectors.passages.iter().map(&mut quantize).collect();
+        let passages = self.quantize(&quantizer, &vectors.passages, normalize, &base.fingerprint);
         let vectors = VectorSet { queries: vectors.queries, passages, sentences: Vec::new() };
         let kind = StudentKind::Quantised;
         let maps = on.map_or_else(Vec::new, |on| on.maps.clone());

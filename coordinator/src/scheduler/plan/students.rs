@@ -411,15 +411,7 @@ impl Planner<'_, '_> {
                     let passages = read.passages.iter().map(&mut project).collect();
                     return VectorSet { queries, passages, sentences };
                 }
-                let mut quantize = |vectors: &ArtifactId| {
-                    self.add(Task::Quantize {
-                        quantizer: last.clone(),
-                        vectors: vectors.clone(),
-                        normalize,
-                        fingerprint: base.fingerprint.clone(),
-                    })
-                };
-                let passages = read.passages.iter().map(&mut quantize).collect();
+                let passages = self.quantize(last, &read.passages, normalize, &base.fingerprint);
                 VectorSet { queries, passages, sentences }
             }
             StudentKind::Encoder => {
