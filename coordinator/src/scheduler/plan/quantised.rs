@@ -4,7 +4,7 @@
 use super::students::head;
 use super::{Base, PlanError, Planner, Trained, derived_seed, first_alike};
 use retort_common::spec::{CodeKind, StudentKind, StudentSpec};
-use retort_common::task::{ArtifactId, StudentStart, Task, VectorSet};
+use retort_common::task::{StudentStart, Task, VectorSet};
 use std::collections::BTreeMap;
 
 impl Planner<'_, '_> {
